@@ -1,0 +1,1 @@
+"""The contract between the rooms: kinds, runs, reports, catalogue, store layout."""

@@ -1,0 +1,59 @@
+"""What every model at a door shares: camelCase outside, snake_case inside, strict, frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One CEL rule of a structural schema; `message` names the field and the cure."""
+
+    rule: str
+    message: str
+    path: str | None = None
+    """Relative field path reported with the refusal, such as `.training.resolution`."""
+
+
+class Door(BaseModel):
+    """A model that crosses a door. Subclasses document each field; the text becomes the CRD's."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        strict=True,
+        use_attribute_docstrings=True,
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, Any]) -> Self:
+        """Validate a JSON-shaped mapping. Raises `pydantic.ValidationError`."""
+        return cls.model_validate_json(json.dumps(mapping))
+
+    def dump(self) -> dict[str, Any]:
+        """JSON-shaped mapping in camelCase without unset optionals."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return dumped
+
+
+def explain(error: ValidationError, root: str = "spec") -> str:
+    """One sentence per fault, newest name first: `spec.training.resolution: Input should be ...`.
+
+    At most five faults are told; the rest are counted.
+    """
+    faults = [
+        f"{'.'.join([root, *(str(part) for part in fault['loc'])])}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_context=False)
+    ]
+    told = "; ".join(faults[:5])
+    return told if len(faults) <= 5 else f"{told}; and {len(faults) - 5} more"

@@ -1,0 +1,155 @@
+"""`ModelConversion`: a model in one format becomes the same model in another, proven equal."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from kubebooth_api.digests import Digest
+from kubebooth_api.door import Door, Rule
+from kubebooth_api.v1alpha1.base_model import ModelSource
+from kubebooth_api.v1alpha1.common import Artifact, Conditions, DnsLabel, Storage
+from kubebooth_api.v1alpha1.session import Attempt, LastFailure, Progress, Retry
+
+Precision = Literal["Keep", "Fp16", "Bf16", "Fp32"]
+
+
+class ComponentPrecision(Door):
+    """Precision of single components, against `precision` of the whole."""
+
+    denoiser: Precision | None = None
+    """UNet or transformer."""
+    text_encoder: Precision | None = None
+    """All text encoders."""
+    vae: Precision | None = None
+    """VAE; the SDXL VAE overflows in fp16."""
+
+
+class ConversionTarget(Door):
+    """What is written."""
+
+    format: Literal["Diffusers", "Safetensors", "Ckpt"]
+    """Diffusers layout or single-file checkpoint."""
+    precision: Precision = "Keep"
+    """Precision of the written weights."""
+    component_precision: ComponentPrecision = ComponentPrecision()
+    """Exceptions by component."""
+    name: DnsLabel | None = None
+    """Name of the artifact; absent is the object's name."""
+
+
+class LoraMerge(Door):
+    """A low-rank update that is added to the weights."""
+
+    source: ModelSource
+    """Where the update is."""
+    weight: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    """Strength."""
+
+
+class Verify(Door):
+    """What is proven after writing."""
+
+    read_back: bool = True
+    """Read the output again and compare digests tensor by tensor."""
+    finite: bool = True
+    """Refuse NaN and infinity."""
+    load: bool = False
+    """Load the model and run one step on the CPU."""
+
+
+class ModelConversionSpec(Door):
+    """What is asked."""
+
+    source: ModelSource
+    """Model to convert; cannot be changed later."""
+    target: ConversionTarget
+    """What is written."""
+    variant: Literal["Auto", "sd15", "sd21-512", "sd21-768", "sdxl", "flux-dev", "flux-schnell"] = (
+        "Auto"
+    )
+    """Variant of the source; `Auto` reads it from headers and asks where they cannot tell."""
+    prediction_type: Literal["Auto", "Epsilon", "VPrediction", "Flow"] = "Auto"
+    """Prediction type of the source."""
+    ema: Literal["Use", "Drop"] = "Drop"
+    """Whether averaged weights replace the plain ones."""
+    vae: ModelSource | None = None
+    """VAE that replaces the source's."""
+    merge_loras: Annotated[tuple[LoraMerge, ...], Field(max_length=16)] = ()
+    """Low-rank updates to merge."""
+    overwrite: bool = False
+    """Permit replacing an artifact of the same name made from other inputs."""
+    verify: Verify = Verify()
+    """What is proven after writing."""
+    suspend: bool = False
+    """Pause."""
+    deletion_policy: Literal["Retain", "Delete"] = "Retain"
+    """What happens to the artifact when this object is deleted."""
+    storage: Storage = Storage()
+    """The store; absent fields take the installation's."""
+    retry: Retry = Retry()
+    """How failures are retried."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    """Delete the finished Job after so many seconds; absent keeps it."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.source == oldSelf.source",
+            "source is immutable; create another ModelConversion for another source",
+            ".source",
+        ),
+    )
+
+
+class Detected(Door):
+    """What the headers of the source say."""
+
+    family: Annotated[str, StringConstraints(max_length=32)]
+    """Model family."""
+    variant: Annotated[str, StringConstraints(max_length=32)] | None = None
+    """Variant, where it can be known."""
+    prediction_type: Annotated[str, StringConstraints(max_length=32)] | None = None
+    """Prediction type, where it can be known."""
+    evidence: Annotated[
+        tuple[Annotated[str, StringConstraints(max_length=256)], ...], Field(max_length=16)
+    ] = ()
+    """What it was concluded from."""
+
+
+class ConversionCounts(Door):
+    """Summary of the plan and of the proof."""
+
+    tensors: Annotated[int, Field(ge=0)] = 0
+    """Tensors written."""
+    dropped: Annotated[int, Field(ge=0)] = 0
+    """Source tensors left out on purpose."""
+    mismatched: Annotated[int, Field(ge=0)] = 0
+    """Tensors whose digest did not match after writing; must be 0."""
+
+
+class ModelConversionStatus(Door):
+    """What is the case."""
+
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """Generation of the spec that this status speaks of."""
+    phase: Annotated[str, StringConstraints(max_length=32)] | None = None
+    """One word for people; printed, never read."""
+    message: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    """One sentence for people."""
+    conditions: Conditions = ()
+    """Conditions of the conversion."""
+    source_digest: Digest | None = None
+    """Digest of the source."""
+    detected: Detected | None = None
+    """What the source is."""
+    counts: ConversionCounts | None = None
+    """Summary of plan and proof."""
+    progress: Progress | None = None
+    """How far it is, in bytes."""
+    artifact: Artifact | None = None
+    """What was published."""
+    attempts: Annotated[tuple[Attempt, ...], Field(max_length=32)] = ()
+    """Newest tries, oldest first."""
+    last_failure: LastFailure | None = None
+    """The newest failure."""
