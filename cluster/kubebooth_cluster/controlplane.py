@@ -9,6 +9,7 @@ import csv
 import io
 import os
 import secrets
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,11 @@ class ControlPlane:
 
     def wait_ready(self, *, timeout_s: float = 60) -> None:
         """Wait until the API server says it is ready. Raises ClusterError."""
-        self._wait(time.monotonic() + timeout_s, "/readyz", ("etcd", "kube-apiserver"))
+        deadline = time.monotonic() + timeout_s
+        # Just after a crash of etcd the API server may still believe in it.
+        while not _listens(self.layout.etcd_port) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._wait(deadline, "/readyz", ("etcd", "kube-apiserver"))
 
     def _prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -236,3 +241,11 @@ class ControlPlane:
         raise ClusterError(
             f"the API server is not ready ({path}: {problem}); see {self.log('kube-apiserver')}"
         )
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

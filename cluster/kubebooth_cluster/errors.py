@@ -1,7 +1,7 @@
 """The one error of this room that a person may see; it must always name the cure.
 
-    ClusterError
-    └── MissingToolError    a program is not here and could not be made
+ClusterError
+└── MissingToolError    a program is not here and could not be made
 """
 
 

@@ -82,7 +82,7 @@ def start(
                 env=dict(env) if env is not None else None,
                 cwd=folder,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if die_with_parent else None,  # noqa: PLW1509
+                preexec_fn=_die_with_parent if die_with_parent else None,
             )
         except OSError as error:
             raise ClusterError(f"cannot start {argv[0]}: {error}") from error
