@@ -34,7 +34,7 @@ class Settings:
     """Default prefix (`KUBEBOOTH_STORE_PREFIX`)."""
     store_region: str | None = None
     """Default region (`KUBEBOOTH_STORE_REGION`)."""
-    store_secret: str = "kubebooth-store"  # noqa: S105
+    store_secret: str = "kubebooth-store"
     """Default credentials Secret, in the session's namespace (`KUBEBOOTH_STORE_SECRET`)."""
     workers: int = 4
     """Objects of one kind reconciled at once (`KUBEBOOTH_WORKERS`)."""
