@@ -89,10 +89,9 @@ class Demo:
         )
         print(f"\n  Before and after:  {picture}\n")
         print("  Look further:")
-        print(
-            '    eval "$(.venv/bin/python -m kubebooth_cluster env)"; export PATH=$PWD/.venv/bin:$PATH'
-        )
         for line in (
+            'eval "$(.venv/bin/python -m kubebooth_cluster env)"',
+            "export PATH=$PWD/.venv/bin:$PATH",
             f"kubectl describe dbs {SESSION}",
             "kubectl get dbs,jobs,pods",
             f"kubebooth status {SESSION}",
