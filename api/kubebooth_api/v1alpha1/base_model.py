@@ -30,7 +30,7 @@ class ModelSource(Door):
     """The artifact of another DreamboothSession in this namespace."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        exactly_one("store", "huggingFace", "url", "session", of="baseModel.source"),
+        exactly_one("store", "huggingFace", "url", "session", of="a model source"),
     )
 
 

@@ -35,7 +35,8 @@ StoreKey = Annotated[
     StringConstraints(min_length=1, max_length=1024, pattern=r"^[^/\\\x00-\x1f][^\\\x00-\x1f]*$"),
 ]
 """A key or prefix inside the store, without a leading slash."""
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{64}$")]
+"""64 lower-case hex digits."""
 
 
 class SecretKeyRef(Door):
@@ -94,7 +95,9 @@ class HuggingFaceSource(Door):
 
     repo: Annotated[
         str,
-        StringConstraints(max_length=256, pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"),
+        StringConstraints(
+            max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$"
+        ),
     ]
     """`owner/name`."""
     revision: Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{40}$")]

@@ -147,6 +147,8 @@ class ModelConversionStatus(Door):
     """Summary of plan and proof."""
     progress: Progress | None = None
     """How far it is, in bytes."""
+    progress_text: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """Progress in a few words, for `kubectl get`."""
     artifact: Artifact | None = None
     """What was published."""
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=32)] = ()
