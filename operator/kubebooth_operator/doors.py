@@ -24,13 +24,18 @@ class Key:
 
 @dataclass(frozen=True)
 class ChildRef:
-    """Names one child object; `uid` guards a delete against a successor of the same name."""
+    """Names one child object; `uid` guards a delete against a successor of the same name.
+
+    With `foreground` the object stays, marked as terminating, until its own children are gone
+    (`propagationPolicy: Foreground`): a Job keeps its name until its last pod has ended.
+    """
 
     api_version: str
     kind: str
     namespace: str
     name: str
     uid: str | None = None
+    foreground: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Plan:
     apply: tuple[Manifest, ...] = ()
     """Children to server-side apply, whole."""
     delete: tuple[ChildRef, ...] = ()
-    """Children to delete in the background."""
+    """Children to delete: in the background, or in the foreground where a `ChildRef` says so."""
     status: Manifest | None = None
     """The whole desired status; absent leaves it. Written only when it differs."""
     finalizer: bool | None = None

@@ -207,6 +207,11 @@ class DatasetStatus(Door):
     """Files that were refused."""
     worst: Annotated[tuple[FileVerdict, ...], Field(max_length=8)] = ()
     """The first refused files."""
+    size: Annotated[int, Field(ge=0)] = 0
+    """Size of the snapshot in bytes; 0 where it is not known."""
+    input_digest: Digest | None = None
+    """Digest of what the snapshot was asked with; written by the operator, so that unchanged
+    inputs are never prepared twice."""
 
 
 class Attempt(Door):
@@ -226,6 +231,8 @@ class Attempt(Door):
     """When its pod ended."""
     memory_profile: Annotated[str, StringConstraints(max_length=64)] | None = None
     """Memory profile that was used."""
+    pod: Annotated[str, StringConstraints(max_length=253)] = ""
+    """Name of its pod; empty when no pod was ever seen."""
 
 
 class LastFailure(Door):
@@ -250,6 +257,8 @@ class RunStatus(Door):
     """Folder of the run in the store."""
     base_model_digest: Digest | None = None
     """Digest of the base model that was used."""
+    completed_target: Digest | None = None
+    """Digest of the targets (run, steps, outputs) that were reached; absent while unfinished."""
 
 
 class DreamboothSessionStatus(Door):
@@ -269,6 +278,8 @@ class DreamboothSessionStatus(Door):
     """Progress in a few words, for `kubectl get`."""
     dataset: DatasetStatus | None = None
     """The prepared pictures."""
+    base_model: Artifact | None = None
+    """The verified base model that runs start from."""
     run: RunStatus | None = None
     """The current run."""
     checkpoint: Checkpoint | None = None
@@ -289,7 +300,11 @@ class DreamboothSessionStatus(Door):
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=32)] = ()
     """Newest tries, oldest first."""
     retries: Annotated[int, Field(ge=0)] = 0
-    """Retries of the current stage that count against `retry.limit`."""
+    """Failures of the current work that count against `retry.limit`."""
+    work_digest: Digest | None = None
+    """Digest of the work that `retries` and `nextRetryAt` speak of; other work starts at 0."""
+    counted_job: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """UID of the newest Job whose failure is counted in `retries`."""
     next_retry_at: datetime | None = None
     """When the next try starts."""
     last_failure: LastFailure | None = None
