@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, TypeAdapter
 
 from kubebooth_api.artifacts import Artifact, Checkpoint, Uri
-from kubebooth_api.digests import Digest, digest_json
+from kubebooth_api.digests import Digest, canonical_json, digest_json
 from kubebooth_api.door import Door
 from kubebooth_api.v1alpha1.base_model import BaseModelRef, Variant
-from kubebooth_api.v1alpha1.dataset import Captions, Concept, Preprocess
-from kubebooth_api.v1alpha1.session import DatasetStatus, Output, Progress
+from kubebooth_api.v1alpha1.dataset import Captions, Concept, ImageSource, Preprocess
+from kubebooth_api.v1alpha1.publish import Output, Trackers
+from kubebooth_api.v1alpha1.session_status import DatasetStatus, Progress
 from kubebooth_api.v1alpha1.training import Checkpoints, Samples, Training
+from kubebooth_api.v1alpha1.vision import Extraction, Gate
 
 REPORT_LIMIT_BYTES = 4096
 """Kubernetes cuts a termination message here."""
@@ -59,6 +62,12 @@ class PrepareRun(Door):
     """Where prompts come from."""
     resolution: int
     """Edge of the square training pictures in pixels."""
+    gates: tuple[Gate, ...] = ()
+    """Questions that every picture must pass."""
+    extraction: Extraction | None = None
+    """Table of facts to read from the pictures."""
+    class_sources: tuple[ImageSource, ...] = ()
+    """Where class images are given."""
 
 
 class TrainRun(Door):
@@ -87,6 +96,10 @@ class TrainRun(Door):
     """When to save."""
     outputs: tuple[Output, ...] = (Output(name="diffusers"),)
     """Forms to publish; the trainer itself writes the Diffusers layout."""
+    trackers: Trackers = Trackers()
+    """Where losses and samples are shown."""
+    class_images: Artifact | None = None
+    """Given class images in the store; what is missing is generated."""
 
 
 class PurgeRun(Door):
@@ -135,6 +148,38 @@ class RunReport(Door):
     """UTC time of end."""
 
 
+def termination_message(report: RunReport) -> bytes:
+    """The report as JSON of at most `REPORT_LIMIT_BYTES`, shortened where the store has the rest.
+
+    What can be read elsewhere goes first: sample prompts, refused files from the last, the end of
+    the message, then samples and checkpoint. Raises `ValueError` when the artifacts alone do not
+    fit.
+    """
+    text = b""
+    for shorter in _shortened(report):
+        text = canonical_json(shorter.dump())
+        if len(text) <= REPORT_LIMIT_BYTES:
+            return text
+    raise ValueError(
+        f"the report of {len(text)} bytes does not fit a termination message of"
+        f" {REPORT_LIMIT_BYTES}: shorten storage.prefix or the session's name"
+    )
+
+
+def _shortened(report: RunReport) -> Iterator[RunReport]:
+    """Ever shorter forms of a report, the whole one first."""
+    yield report
+    dataset = report.dataset
+    if dataset is not None:
+        for kept in range(len(dataset.worst), -1, -1):
+            fewer = {"prompts": (), "worst": dataset.worst[:kept]}
+            report = report.model_copy(update={"dataset": dataset.model_copy(update=fewer)})
+            yield report
+    for dropped in ({"message": report.message[:256]}, {"samples": None}, {"checkpoint": None}):
+        report = report.model_copy(update=dropped)
+        yield report
+
+
 class WorkerStatus(Door):
     """What a worker serves at `/progress` while it runs."""
 
@@ -158,12 +203,19 @@ def run_digest(
     """Identity of a run: everything that determines its result.
 
     Step targets are left out, so that raising them continues the same run. Whether a stage exists
-    at all (`steps` 0 or not) is kept in. What only decides speed or memory is left out too.
+    at all (`steps` 0 or not) is kept in. What only decides speed or memory is left out too, and so
+    is every default: a field that a later version adds must not start every run anew. A default
+    that changes would have to be written in here.
     """
-    inputs: dict[str, Any] = training.model_dump(mode="json", by_alias=True)
-    for stage in ("textEncoder", "denoiser"):
-        inputs[stage]["steps"] = inputs[stage]["steps"] > 0
-    del inputs["gradientCheckpointing"], inputs["allowNonNativeResolution"], inputs["resolution"]
+    inputs: dict[str, Any] = training.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    for name, steps in (
+        ("textEncoder", training.text_encoder.steps),
+        ("denoiser", training.denoiser.steps),
+    ):
+        inputs[name] = {**inputs.get(name, {}), "steps": steps > 0}
+    inputs.get("conceptStage", {}).pop("steps", None)
+    for name in ("gradientCheckpointing", "allowNonNativeResolution", "resolution"):
+        inputs.pop(name, None)
     return digest_json(
         {
             "training": inputs,

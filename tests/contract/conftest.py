@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from kubebooth_cluster.testing import RealApi
 
 ROOT = Path(__file__).parents[2]

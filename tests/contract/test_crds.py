@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from kubebooth_api.crd.definition import definition
 from kubebooth_api.crd.kinds import KINDS, Kind
 from kubebooth_cluster.testing import RealApi

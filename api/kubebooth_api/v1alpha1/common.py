@@ -142,6 +142,15 @@ class ConfigMapSource(Door):
     """Name of the ConfigMap in the object's namespace."""
 
 
+class ConfigMapKeyRef(Door):
+    """One key of a ConfigMap in the object's own namespace."""
+
+    name: DnsName
+    """Name of the ConfigMap."""
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253)]
+    """Key inside the ConfigMap."""
+
+
 def exactly_one(*fields: str, of: str) -> Rule:
     """A CEL rule: one and only one of the fields is set."""
     count = " + ".join(f"(has(self.{field}) ? 1 : 0)" for field in fields)
@@ -176,58 +185,3 @@ class Storage(Door):
     """Region used in signatures; most self-hosted stores ignore it."""
     credentials_secret_ref: SecretRef | None = None
     """Secret with the keys `accessKey` and `secretKey`."""
-
-
-class Toleration(Door):
-    """A pod toleration."""
-
-    key: ShortText | None = None
-    """Taint key; absent with operator `Exists` tolerates everything."""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    """How key and value are compared."""
-    value: ShortText | None = None
-    """Taint value."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Taint effect; absent tolerates all."""
-    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
-    """How long a NoExecute taint is tolerated, in seconds."""
-
-
-class Resources(Door):
-    """What one worker pod asks for; requests equal limits."""
-
-    cpu: Quantity = "2"
-    """CPU cores."""
-    memory: Quantity = "16Gi"
-    """Memory."""
-    gpu: Annotated[int, Field(ge=0, le=16)] = 1
-    """Number of accelerators; 0 trains on the CPU, for tiny models only."""
-    gpu_resource: Annotated[
-        str, StringConstraints(max_length=128, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")
-    ] = "nvidia.com/gpu"
-    """Extended resource of the accelerator, such as `nvidia.com/mig-3g.40gb`."""
-    scratch: Quantity = "20Gi"
-    """Size limit of the pod's scratch folder."""
-
-
-class Runtime(Door):
-    """Where and how worker pods run."""
-
-    launcher: Literal["Job", "JobSet", "TrainJob"] = "Job"
-    """Kind of child that runs training."""
-    image: ShortText | None = None
-    """Image of the workers; absent uses the installation's."""
-    resources: Resources = Resources()
-    """Resources of the train pod. Prepare and purge pods need no accelerator."""
-    node_selector: Annotated[dict[str, ShortText], Field(max_length=32)] = {}
-    """Labels a node must carry."""
-    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = ()
-    """Taints the pods tolerate."""
-    priority_class_name: DnsName | None = None
-    """PriorityClass of the pods."""
-    runtime_class_name: DnsName | None = None
-    """RuntimeClass of the pods, such as `nvidia`."""
-    queue_name: DnsLabel | None = None
-    """Kueue LocalQueue that admits the Jobs."""
-    termination_grace_period_seconds: Annotated[int, Field(ge=10, le=3600)] = 120
-    """Time a preempted worker has to save a checkpoint, in seconds."""

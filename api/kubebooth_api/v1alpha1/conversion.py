@@ -10,6 +10,7 @@ from kubebooth_api.digests import Digest
 from kubebooth_api.door import Door, Rule
 from kubebooth_api.v1alpha1.base_model import ModelSource
 from kubebooth_api.v1alpha1.common import Artifact, Conditions, DnsLabel, Storage
+from kubebooth_api.v1alpha1.runtime import Runtime
 from kubebooth_api.v1alpha1.session import Attempt, LastFailure, Progress, Retry
 
 Precision = Literal["Keep", "Fp16", "Bf16", "Fp32"]
@@ -35,6 +36,12 @@ class ConversionTarget(Door):
     """Precision of the written weights."""
     component_precision: ComponentPrecision = ComponentPrecision()
     """Exceptions by component."""
+    lora_dialect: Literal["Kohya", "Peft"] = "Kohya"
+    """Names of the keys when a LoRA is written."""
+    metadata: Annotated[
+        dict[str, Annotated[str, StringConstraints(max_length=2048)]], Field(max_length=32)
+    ] = {}
+    """ModelSpec fields to write, such as `title` and `author`."""
     name: DnsLabel | None = None
     """Name of the artifact; absent is the object's name."""
 
@@ -66,6 +73,8 @@ class ModelConversionSpec(Door):
     """Model to convert; cannot be changed later."""
     target: ConversionTarget
     """What is written."""
+    component: Literal["Auto", "Pipeline", "Vae", "ControlNet", "Lora"] = "Auto"
+    """What the source is; `Auto` reads it from headers."""
     variant: Literal["Auto", "sd15", "sd21-512", "sd21-768", "sdxl", "flux-dev", "flux-schnell"] = (
         "Auto"
     )
@@ -80,6 +89,8 @@ class ModelConversionSpec(Door):
     """Low-rank updates to merge."""
     overwrite: bool = False
     """Permit replacing an artifact of the same name made from other inputs."""
+    dry_run: bool = False
+    """Plan and report, and write nothing."""
     verify: Verify = Verify()
     """What is proven after writing."""
     suspend: bool = False
@@ -90,6 +101,9 @@ class ModelConversionSpec(Door):
     """The store; absent fields take the installation's."""
     retry: Retry = Retry()
     """How failures are retried."""
+    runtime: Runtime | None = None
+    """Where the pod runs; absent is a small pod without accelerator, larger where precision
+    changes."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Delete the finished Job after so many seconds; absent keeps it."""
 

@@ -12,13 +12,19 @@ from kubebooth_api.v1alpha1.common import (
     DnsLabel,
     Prompt,
     PvcSource,
-    SecretKeyRef,
     ShortText,
     StoreSource,
-    Url,
     UrlSource,
     exactly_one,
 )
+from kubebooth_api.v1alpha1.vision import Budget as Budget
+from kubebooth_api.v1alpha1.vision import VisionModel as VisionModel
+
+Policy = Literal["Off", "Warn", "Exclude", "Fail"]
+"""What a finding does: nothing, a note, the picture is left out, the session fails."""
+Lint = Literal[
+    "MissingToken", "Identity", "MetaPhrase", "Refusal", "Repetition", "TooLong", "Duplicate"
+]
 
 
 class ImageSource(Door):
@@ -65,6 +71,23 @@ class Concept(Door):
     """Where the pictures are; absent takes what was uploaded for this session."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     """How often each picture counts in one pass over the dataset."""
+    description: Prompt | None = None
+    """What is true of the subject whatever a picture shows; told to the vision-language model."""
+    invariants: Annotated[tuple[ShortText, ...], Field(max_length=32)] = ()
+    """Words of the subject's identity, such as `red hair`, that captions must leave to the
+    token."""
+    token_from_filename: bool = False
+    """The notebook's rule: the instance prompt is the file's stem without digits and brackets;
+    the effective prompts are shown before training."""
+
+
+class Buckets(Door):
+    """Aspect-ratio buckets of about the same area as the training resolution squared."""
+
+    step: Annotated[int, Field(ge=8, le=256, multiple_of=8)] = 64
+    """Edges are multiples of this, in pixels."""
+    max_aspect_ratio: Annotated[float, Field(ge=1, le=4)] = 2.0
+    """Greatest ratio of long to short edge; longer pictures are cropped to it."""
 
 
 class Preprocess(Door):
@@ -79,48 +102,16 @@ class Preprocess(Door):
     accelerator is asked for, `Exclude` names it and goes on."""
     min_edge: Annotated[int, Field(ge=16, le=4096)] | None = None
     """Shortest edge a picture may have in pixels; absent is half the training resolution."""
-
-
-class Budget(Door):
-    """Bounds on what captioning may spend."""
-
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Most prompt and completion tokens together."""
-    max_cost: (
-        Annotated[str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?$")] | None
-    ) = None
-    """Most money, in the currency of the prices."""
-    price_per_prompt_token: Annotated[
-        str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")
-    ] = "0"
-    """Price of one prompt token, such as `4.2e-7`."""
-    price_per_completion_token: Annotated[
-        str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")
-    ] = "0"
-    """Price of one completion token."""
-
-
-class VisionModel(Door):
-    """A vision-language model behind an OpenAI-compatible chat API."""
-
-    endpoint: Url | None = None
-    """Base address ending in `/v1`; absent runs the native sidecar."""
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    """Model name sent with every request."""
-    api_key_secret_ref: SecretKeyRef | None = None
-    """Bearer token of the endpoint."""
-    detail: Literal["Tags", "Short", "Medium", "Long"] = "Medium"
-    """How much a caption tells."""
-    prompt: Prompt | None = None
-    """Own instruction instead of the one that belongs to `detail`."""
-    max_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
-    """Requests in flight at once."""
-    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 120
-    """Longest wait for one answer, in seconds."""
-    on_error: Literal["Fail", "Skip"] = "Fail"
-    """What happens when a picture cannot be captioned."""
-    budget: Budget | None = None
-    """Bounds on what captioning may spend."""
+    focus: Literal["Auto", "Face", "Subject", "Edges"] = "Auto"
+    """What a smart crop keeps; `Auto` tries them in this order."""
+    buckets: Buckets | None = None
+    """Train in several aspect ratios instead of squares; absent crops to squares."""
+    duplicates: Policy = "Warn"
+    """What a picture does that is nearly the same as another."""
+    blur: Policy = "Warn"
+    """What a blurred picture does."""
+    watermarks: Policy = "Off"
+    """What a picture with overlaid text does."""
 
 
 class Captions(Door):
@@ -136,6 +127,18 @@ class Captions(Door):
     """Text put after every caption; `{token}` and `{class}` are filled in."""
     model: VisionModel | None = None
     """The vision-language model; required by modes that ask it."""
+    token: Literal["AsIs", "Prefix", "Suffix"] = "AsIs"
+    """Where a caption without the concept's token gets it; `AsIs` leaves captions alone."""
+    required_words: Annotated[tuple[ShortText, ...], Field(max_length=64)] = ()
+    """Words that every caption must have."""
+    forbidden_words: Annotated[tuple[ShortText, ...], Field(max_length=64)] = ()
+    """Words that no caption may have."""
+    max_tokens: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Longest caption in tokens of the base model's text encoder; absent is what it can read."""
+    lint: Policy = "Warn"
+    """What a picture does whose caption has a finding."""
+    ignored_lints: Annotated[tuple[Lint, ...], Field(max_length=7)] = ()
+    """Findings that do not count."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

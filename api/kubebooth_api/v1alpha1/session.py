@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
@@ -10,50 +9,25 @@ from pydantic import Field, StringConstraints
 from kubebooth_api.digests import Digest
 from kubebooth_api.door import Door, Rule
 from kubebooth_api.v1alpha1.base_model import BaseModelRef
-from kubebooth_api.v1alpha1.common import (
-    Artifact,
-    Checkpoint,
-    Conditions,
-    DnsLabel,
-    Runtime,
-    SecretKeyRef,
-    ShortText,
-    Storage,
-)
+from kubebooth_api.v1alpha1.common import ConfigMapKeyRef, Storage
 from kubebooth_api.v1alpha1.dataset import Captions, Concept, Preprocess
+from kubebooth_api.v1alpha1.publish import HuggingFacePublish as HuggingFacePublish
+from kubebooth_api.v1alpha1.publish import Output as Output
+from kubebooth_api.v1alpha1.publish import Publish as Publish
+from kubebooth_api.v1alpha1.publish import Trackers as Trackers
+from kubebooth_api.v1alpha1.runtime import Runtime
+from kubebooth_api.v1alpha1.session_status import STAGES as STAGES
+from kubebooth_api.v1alpha1.session_status import Attempt as Attempt
+from kubebooth_api.v1alpha1.session_status import DatasetStatus as DatasetStatus
+from kubebooth_api.v1alpha1.session_status import (
+    DreamboothSessionStatus as DreamboothSessionStatus,
+)
+from kubebooth_api.v1alpha1.session_status import FileVerdict as FileVerdict
+from kubebooth_api.v1alpha1.session_status import LastFailure as LastFailure
+from kubebooth_api.v1alpha1.session_status import Progress as Progress
+from kubebooth_api.v1alpha1.session_status import RunStatus as RunStatus
 from kubebooth_api.v1alpha1.training import Checkpoints, Samples, Training
-
-STAGES = ("Prepare", "ClassImages", "TextEncoder", "Denoiser", "Samples", "Publish")
-"""Stages in the order in which a session passes them."""
-
-
-class Output(Door):
-    """One published form of the trained model."""
-
-    name: DnsLabel
-    """Name of the artifact."""
-    format: Literal["Diffusers", "Safetensors", "Ckpt"] = "Diffusers"
-    """Diffusers layout, or a single-file checkpoint made by a ModelConversion."""
-    precision: Literal["Keep", "Fp16", "Bf16", "Fp32"] = "Keep"
-    """Precision of the written weights."""
-
-
-class HuggingFacePublish(Door):
-    """Push the artifact to a Hugging Face repository."""
-
-    repo: ShortText
-    """`owner/name`."""
-    private: bool = True
-    """Whether a new repository is private."""
-    token_secret_ref: SecretKeyRef
-    """Access token with write permission."""
-
-
-class Publish(Door):
-    """Where the finished model goes besides the store."""
-
-    hugging_face: HuggingFacePublish | None = None
-    """A Hugging Face repository."""
+from kubebooth_api.v1alpha1.vision import Extraction, Gate
 
 
 class Retry(Door):
@@ -63,6 +37,17 @@ class Retry(Door):
     """Most retries of one stage; preemptions are not counted."""
     backoff_seconds: Annotated[int, Field(ge=1, le=3600)] = 10
     """Wait before the first retry, doubled each time up to 10 minutes, in seconds."""
+
+
+class Deadlines(Door):
+    """Longest times after which a session fails instead of holding its place."""
+
+    pending_seconds: Annotated[int, Field(ge=60, le=31_536_000)] | None = None
+    """Longest wait of a pod for a node or quota, in seconds."""
+    prepare_seconds: Annotated[int, Field(ge=60, le=31_536_000)] | None = None
+    """Longest preparation, in seconds."""
+    train_seconds: Annotated[int, Field(ge=60, le=31_536_000)] | None = None
+    """Longest training over all tries, in seconds; a checkpoint is saved before it ends."""
 
 
 class DreamboothSessionSpec(Door):
@@ -95,6 +80,27 @@ class DreamboothSessionSpec(Door):
     """Where prompts come from."""
     review: Literal["Auto", "Required"] = "Auto"
     """Whether a person must approve the prepared dataset before training."""
+    approved_dataset: Digest | None = None
+    """Digest of the dataset that a person approved, from `status.dataset.digest`; read when
+    `review` is `Required`."""
+    gates: Annotated[
+        tuple[Gate, ...],
+        Field(
+            max_length=32,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = ()
+    """Questions that every picture must pass, asked of `captions.model`."""
+    extraction: Extraction | None = None
+    """Table of facts read from the pictures by `captions.model`."""
+    consent_ref: ConfigMapKeyRef | None = None
+    """Where the consent of the pictured person is recorded; an installation may require it."""
+    accept_license: bool = False
+    """You accept the base model's licence; needed where the licence asks for it, as FLUX.1 [dev]
+    does."""
     training: Training = Training()
     """How the model is trained."""
     samples: Samples = Samples()
@@ -115,12 +121,16 @@ class DreamboothSessionSpec(Door):
     """Published forms of the trained model."""
     publish: Publish = Publish()
     """Further destinations of the model."""
+    trackers: Trackers = Trackers()
+    """Where losses and samples are shown while the model trains."""
     storage: Storage = Storage()
     """The store; absent fields take the installation's."""
     runtime: Runtime = Runtime()
     """Where worker pods run."""
     retry: Retry = Retry()
     """How failures are retried."""
+    deadlines: Deadlines = Deadlines()
+    """Longest times after which the session fails."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Delete finished worker Jobs (never data) after so many seconds; absent keeps them."""
 
@@ -157,159 +167,14 @@ class DreamboothSessionSpec(Door):
             " its concepts[].sources",
             ".concepts",
         ),
-    )
-
-
-class Progress(Door):
-    """How far the current stage is; also what a worker serves on its port."""
-
-    stage: Annotated[str, StringConstraints(max_length=32)]
-    """Current stage, one of `STAGES`."""
-    step: Annotated[int, Field(ge=0)]
-    """Units of the stage that are done: updates, pictures or files."""
-    total_steps: Annotated[int, Field(ge=0)]
-    """Units of the stage in all."""
-    percentage: Annotated[int, Field(ge=0, le=100)]
-    """Share of the whole session's work that is done."""
-    estimated_remaining_seconds: Annotated[int, Field(ge=0)] | None = None
-    """Seconds until the worker is done, at the current speed."""
-    loss: float | None = None
-    """Smoothed training loss."""
-    learning_rate: float | None = None
-    """Current learning rate."""
-    images_per_second: float | None = None
-    """Training pictures per second."""
-    updated_at: datetime
-    """UTC time of this reading."""
-
-
-class FileVerdict(Door):
-    """Why one file of the user's was refused or is doubtful."""
-
-    file: Annotated[str, StringConstraints(max_length=512)]
-    """File name as the user knows it."""
-    reason: Annotated[str, StringConstraints(max_length=512)]
-    """What is wrong and the cure."""
-
-
-class DatasetStatus(Door):
-    """The known version of the pictures that the run trains on."""
-
-    digest: Digest
-    """Digest of the prepared snapshot."""
-    uri: Annotated[str, StringConstraints(max_length=2048)]
-    """Where the snapshot stands in the store."""
-    images: Annotated[int, Field(ge=0)]
-    """Usable pictures."""
-    captioned: Annotated[int, Field(ge=0)] = 0
-    """Pictures with a caption of their own."""
-    rejected: Annotated[int, Field(ge=0)] = 0
-    """Files that were refused."""
-    worst: Annotated[tuple[FileVerdict, ...], Field(max_length=8)] = ()
-    """The first refused files."""
-    size: Annotated[int, Field(ge=0)] = 0
-    """Size of the snapshot in bytes; 0 where it is not known."""
-    input_digest: Digest | None = None
-    """Digest of what the snapshot was asked with; written by the operator, so that unchanged
-    inputs are never prepared twice."""
-
-
-class Attempt(Door):
-    """One try of one worker."""
-
-    number: Annotated[int, Field(ge=1)]
-    """Counted from 1 within the session's current run."""
-    stage: Annotated[str, StringConstraints(max_length=32)]
-    """`Prepare` or `Train`."""
-    outcome: Literal["Running", "Succeeded", "Failed", "Preempted"]
-    """How it ended."""
-    reason: Annotated[str, StringConstraints(max_length=128)] = ""
-    """CamelCase reason of a failure."""
-    started_at: datetime | None = None
-    """When its pod started."""
-    finished_at: datetime | None = None
-    """When its pod ended."""
-    memory_profile: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Memory profile that was used."""
-    pod: Annotated[str, StringConstraints(max_length=253)] = ""
-    """Name of its pod; empty when no pod was ever seen."""
-
-
-class LastFailure(Door):
-    """The newest failure and what to do about it."""
-
-    reason: Annotated[str, StringConstraints(max_length=128)]
-    """CamelCase reason."""
-    message: Annotated[str, StringConstraints(max_length=2048)]
-    """What happened and the cure."""
-    exit_code: int | None = None
-    """Exit code of the worker."""
-    at: datetime | None = None
-    """When it happened."""
-
-
-class RunStatus(Door):
-    """Identity of the current run."""
-
-    digest: Digest
-    """Digest of everything that determines the result."""
-    uri: Annotated[str, StringConstraints(max_length=2048)]
-    """Folder of the run in the store."""
-    base_model_digest: Digest | None = None
-    """Digest of the base model that was used."""
-    completed_target: Digest | None = None
-    """Digest of the targets (run, steps, outputs) that were reached; absent while unfinished."""
-
-
-class DreamboothSessionStatus(Door):
-    """What is the case."""
-
-    observed_generation: Annotated[int, Field(ge=0)] | None = None
-    """Generation of the spec that this status speaks of."""
-    phase: Annotated[str, StringConstraints(max_length=32)] | None = None
-    """One word for people; printed, never read."""
-    message: Annotated[str, StringConstraints(max_length=1024)] | None = None
-    """One sentence for people."""
-    conditions: Conditions = ()
-    """Conditions of the session."""
-    progress: Progress | None = None
-    """How far the current stage is."""
-    progress_text: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Progress in a few words, for `kubectl get`."""
-    dataset: DatasetStatus | None = None
-    """The prepared pictures."""
-    base_model: Artifact | None = None
-    """The verified base model that runs start from."""
-    run: RunStatus | None = None
-    """The current run."""
-    checkpoint: Checkpoint | None = None
-    """Newest durable checkpoint."""
-    artifacts: Annotated[
-        tuple[Artifact, ...],
-        Field(
-            max_length=16,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["name"],
-            },
+        Rule(
+            "size(self.gates) == 0 || has(self.captions.model)",
+            "gates ask a vision-language model: name it in captions.model",
+            ".gates",
         ),
-    ] = ()
-    """What was published."""
-    samples: Annotated[str, StringConstraints(max_length=2048)] | None = None
-    """Newest sample picture in the store."""
-    attempts: Annotated[tuple[Attempt, ...], Field(max_length=32)] = ()
-    """Newest tries, oldest first."""
-    retries: Annotated[int, Field(ge=0)] = 0
-    """Failures of the current work that count against `retry.limit`."""
-    work_digest: Digest | None = None
-    """Digest of the work that `retries` and `nextRetryAt` speak of; other work starts at 0."""
-    counted_job: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """UID of the newest Job whose failure is counted in `retries`."""
-    next_retry_at: datetime | None = None
-    """When the next try starts."""
-    last_failure: LastFailure | None = None
-    """The newest failure."""
-    started_at: datetime | None = None
-    """When the current run was first seen."""
-    completed_at: datetime | None = None
-    """When the current run was completed."""
+        Rule(
+            "!has(self.extraction) || has(self.captions.model)",
+            "extraction asks a vision-language model: name it in captions.model",
+            ".extraction",
+        ),
+    )

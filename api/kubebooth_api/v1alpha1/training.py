@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 
 from kubebooth_api.door import Door, Rule
 from kubebooth_api.v1alpha1.common import Prompt
+from kubebooth_api.v1alpha1.dataset import ImageSource
 
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Steps = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -30,6 +31,8 @@ class TextEncoderStage(Door):
     mode: Literal["Frozen", "JointDiscard", "Joint"] = "Frozen"
     """What the denoiser does meanwhile: `Frozen` stays as it is, `JointDiscard` is trained too and
     thrown away as in the notebook, `Joint` trains both in one stage for `denoiser.steps`."""
+    resolution: Annotated[int, Field(ge=64, le=2048, multiple_of=64)] | None = None
+    """Edge of the pictures of this stage in pixels; absent is the session's."""
 
 
 class DenoiserStage(Door):
@@ -59,6 +62,8 @@ class PriorPreservation(Door):
     """Denoising steps for each generated class image."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 7.5
     """Classifier-free guidance of generated class images."""
+    sources: Annotated[tuple[ImageSource, ...], Field(max_length=16)] = ()
+    """Where class images are given; what is missing is generated."""
 
 
 class Lora(Door):
@@ -75,6 +80,56 @@ class Lora(Door):
     """Kinds of layers that get an update."""
     dora: bool = False
     """Whether to use weight-decomposed updates (DoRA)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the update that is dropped at random in each step."""
+    conv_rank: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Rank of convolutions; absent equals the rank. Only with target `Convolution`."""
+    conv_alpha: Annotated[float, Field(gt=0, le=4096)] | None = None
+    """Scale numerator of convolutions; absent equals their rank."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!(has(self.convRank) || has(self.convAlpha))"
+            " || self.targets.exists(t, t == 'Convolution')",
+            "lora.convRank and convAlpha need Convolution in lora.targets; add it or remove them",
+            ".targets",
+        ),
+    )
+
+
+class ConceptStage(Door):
+    """A second text encoder stage on pictures of the concept, as the notebook once had it."""
+
+    sources: Annotated[tuple[ImageSource, ...], Field(min_length=1, max_length=16)]
+    """Where the concept pictures are."""
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 300
+    """Target number of updates."""
+    learning_rate: LearningRate = 1e-6
+    """Learning rate at the start."""
+
+
+class Memory(Door):
+    """What may be done to fit into memory; out of memory moves down the ladder of what may."""
+
+    fallback: bool = True
+    """Whether a run that is out of memory may go on with the next profile."""
+    allow_8bit_optimizer: bool = True
+    """Permit 8-bit optimizer state."""
+    allow_offload: bool = True
+    """Permit keeping weights in host memory; slower."""
+    allow_lora: bool = False
+    """Permit LoRA in place of full fine-tuning; another result."""
+    quantized_base: Literal["None", "Int8", "Nf4", "Fp8"] = "None"
+    """Precision of the frozen base under LoRA."""
+
+
+class Validation(Door):
+    """A loss on held-out pictures with fixed noise and timesteps shows overfitting."""
+
+    images: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Pictures that are held out and never trained on."""
+    every_steps: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Measure at every so many updates of the denoiser."""
 
 
 class Ema(Door):
@@ -126,6 +181,22 @@ class Training(Door):
     """Average the denoiser's weights and publish the average."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of updates that train on an empty prompt."""
+    caption_shuffle: bool = False
+    """Shuffle the comma-separated parts of a caption anew in every update."""
+    caption_keep_tokens: Annotated[int, Field(ge=0, le=64)] = 0
+    """Leading parts of a caption that shuffling leaves in place."""
+    timestep_sampling: Literal["Auto", "Uniform", "LogitNormal", "FluxShift"] = "Auto"
+    """How timesteps are drawn; `Auto` is uniform, and shifted by resolution for Flux."""
+    guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Guidance embedded while training; read by Flux only."""
+    concept_stage: ConceptStage | None = None
+    """A second text encoder stage on pictures of the concept."""
+    validation: Validation | None = None
+    """Measure a loss on held-out pictures; absent trains on all."""
+    memory: Memory = Memory()
+    """What may be done to fit into memory."""
+    compile: bool = False
+    """Compile the denoiser with torch.compile; a slower start, then faster updates."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of every random draw; with the same inputs it gives the same bits."""
 
@@ -142,6 +213,17 @@ class Training(Door):
             "self.textEncoder.warmupSteps <= self.textEncoder.steps"
             " && self.denoiser.warmupSteps <= self.denoiser.steps",
             "warmupSteps must not exceed the steps of its stage",
+        ),
+        Rule(
+            "self.memory.quantizedBase == 'None' || self.method == 'LoRA'",
+            "training.memory.quantizedBase freezes the base: set training.method: LoRA or"
+            " quantizedBase: None",
+            ".memory.quantizedBase",
+        ),
+        Rule(
+            "self.captionKeepTokens == 0 || self.captionShuffle",
+            "training.captionKeepTokens is only read with training.captionShuffle: true",
+            ".captionKeepTokens",
         ),
     )
 
@@ -172,3 +254,13 @@ class Checkpoints(Door):
     """Save at every so many updates of each stage, and at the end of each."""
     keep_last: Annotated[int, Field(ge=1, le=100)] = 2
     """Newest checkpoints that are kept; older ones are deleted after a newer one is durable."""
+    from_step: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """First update of a stage at which a checkpoint is saved."""
+    at_steps: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...], Field(max_length=64)
+    ] = ()
+    """Further updates of the denoiser at which a checkpoint is saved and kept."""
+    keep_every_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Keep every checkpoint whose step is a multiple of this."""
+    keep_best: Annotated[int, Field(ge=0, le=10)] = 0
+    """Checkpoints of least validation loss that are kept; needs `training.validation`."""

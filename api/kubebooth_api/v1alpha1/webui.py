@@ -16,7 +16,6 @@ from kubebooth_api.v1alpha1.common import (
     HuggingFaceSource,
     ObjectRef,
     Quantity,
-    Runtime,
     SecretRef,
     ShortText,
     Storage,
@@ -25,6 +24,7 @@ from kubebooth_api.v1alpha1.common import (
     UrlSource,
     exactly_one,
 )
+from kubebooth_api.v1alpha1.runtime import Runtime
 
 FORBIDDEN_ARGUMENTS = (
     "--share",

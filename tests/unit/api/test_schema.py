@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from kubebooth_api.crd.__main__ import main, rendered, stale, write
 from kubebooth_api.crd.definition import definition, root_schema
 from kubebooth_api.crd.kinds import KINDS, Kind
