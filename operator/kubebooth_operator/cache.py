@@ -1,0 +1,271 @@
+"""Last-seen objects, kept small, with their children; it decides nothing and asks nobody.
+
+Streams, answers to our own writes and full lists all end here. Whatever the order in which they
+come, a newer object is never replaced by an older one and a deleted one never comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kubebooth_operator.doors import Key
+from kubebooth_operator.resources import (
+    API_VERSION,
+    JOBS,
+    PODS,
+    SESSION_LABEL,
+    Resource,
+    Resources,
+    controller,
+)
+
+_MOST_TOMBSTONES = 20_000
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+Json = dict[str, Any]
+Name = tuple[str, str]
+"""Namespace and name."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One object: a few facts to find and compare it by, and its JSON."""
+
+    uid: str
+    version: int | None
+    """resourceVersion; None when the server's versions are no numbers."""
+    owner: str | None
+    """UID of its controller."""
+    parent: Name | None
+    """Parent by our label, for pods."""
+    phase: str
+    text: bytes
+
+    def load(self) -> Json:
+        """A fresh copy of the object."""
+        loaded: Json = json.loads(self.text)
+        return loaded
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How a full list differs from the cache."""
+
+    unseen: tuple[Name, ...]
+    """Objects that the cache lacks or knows only in an older version."""
+    ghosts: tuple[Name, ...]
+    """Objects in the cache that are gone."""
+
+
+class Cache:
+    """All last-seen objects of the watched resources. One event loop uses it."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._objects: dict[Resource, dict[Name, Entry]] = {r: {} for r in resources}
+        self._children: dict[str, set[tuple[Resource, Name]]] = {}
+        self._labelled: dict[Name, set[Name]] = {}
+        self._jobs: dict[str, Name] = {}
+        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._phases: dict[str, Counter[str]] = {r.plural: Counter() for r in resources}
+
+    def put(self, resource: Resource, body: Mapping[str, Any]) -> bool:
+        """Remember an object. Gives whether it is new or newer than what is known."""
+        metadata = body["metadata"]
+        name: Name = (metadata["namespace"], metadata["name"])
+        uid, version = metadata["uid"], _number(metadata.get("resourceVersion"))
+        if uid in self._tombstones:
+            return False
+        known = self._objects[resource].get(name)
+        if known is not None and known.version is not None and version is not None:
+            if version == known.version and uid == known.uid:
+                return False
+            if version < known.version:
+                return False
+        if known is not None:
+            self._remove(resource, name, known)
+        self._insert(resource, name, _entry(resource, body, uid=uid, version=version))
+        return True
+
+    def drop(self, resource: Resource, name: Name, *, uid: str) -> bool:
+        """Forget an object that was deleted. Gives whether it was known."""
+        self._bury(uid)
+        known = self._objects[resource].get(name)
+        if known is None or known.uid != uid:
+            return False
+        self._remove(resource, name, known)
+        return True
+
+    def get(self, resource: Resource, name: Name) -> Json | None:
+        """A fresh copy of an object, without what is never read such as `managedFields`."""
+        entry = self._objects[resource].get(name)
+        return None if entry is None else entry.load()
+
+    def entry(self, resource: Resource, name: Name) -> Entry | None:
+        """The facts of an object, unparsed."""
+        return self._objects[resource].get(name)
+
+    def names(self, resource: Resource) -> Iterator[Name]:
+        """Every known object of a resource."""
+        return iter(tuple(self._objects[resource]))
+
+    def count(self, resource: Resource) -> int:
+        """How many objects of a resource are known."""
+        return len(self._objects[resource])
+
+    def phases(self, plural: str) -> Mapping[str, int]:
+        """How many objects of a resource print each phase."""
+        return {phase: count for phase, count in self._phases[plural].items() if count}
+
+    def children(self, uid: str, parent: Name) -> list[tuple[Resource, Json]]:
+        """What the object of `uid` controls, and its Jobs' pods, in the order of their names.
+
+        Pods with the parent's label whose Job is already gone are among them.
+        """
+        found = set(self._children.get(uid, ()))
+        for resource, name in tuple(found):
+            if resource == JOBS:
+                found |= self._children.get(self._objects[JOBS][name].uid, set())
+        for name in self._labelled.get(parent, ()):
+            owner = self._objects[PODS][name].owner
+            if owner is not None and owner not in self._jobs:
+                found.add((PODS, name))
+        ordered = sorted(found, key=lambda item: (item[0].plural, item[1]))
+        return [(resource, self._objects[resource][name].load()) for resource, name in ordered]
+
+    def parent_of(self, resource: Resource, body: Mapping[str, Any]) -> Key | None:
+        """The key to reconcile when `body` changes; None when it is nobody's."""
+        metadata = body["metadata"]
+        namespace = metadata["namespace"]
+        if resource.api_version == API_VERSION:
+            return Key(resource.plural, namespace, metadata["name"])
+        owner = controller(metadata.get("ownerReferences"))
+        if owner is None:
+            return None
+        custom = self._resources.of_kind(owner.get("apiVersion", ""), owner.get("kind", ""))
+        if custom is not None and custom.api_version == API_VERSION:
+            return Key(custom.plural, namespace, owner["name"])
+        job = self._jobs.get(owner.get("uid", ""))
+        if job is not None:
+            return self.parent_of(JOBS, self._objects[JOBS][job].load())
+        label = (metadata.get("labels") or {}).get(SESSION_LABEL)
+        return None if label is None else Key(self._resources.custom[0].plural, namespace, label)
+
+    def compare(
+        self,
+        resource: Resource,
+        listed: Mapping[Name, tuple[str, str]],
+        *,
+        version: str,
+        namespace: str | None = None,
+    ) -> Differences:
+        """Compare with a full list: `listed` maps names to uid and resourceVersion, `version` is
+        the list's own resourceVersion, `namespace` its scope."""
+        known = self._objects[resource]
+        unseen = tuple(
+            name for name, facts in listed.items() if self._is_unseen(known.get(name), facts)
+        )
+        as_of = _number(version)
+        ghosts = tuple(
+            name
+            for name, entry in known.items()
+            if namespace in (None, name[0])
+            and (name not in listed or listed[name][0] != entry.uid)
+            # What was created after the list was made is no ghost.
+            and (as_of is None or entry.version is None or entry.version <= as_of)
+        )
+        return Differences(unseen=unseen, ghosts=ghosts)
+
+    def _is_unseen(self, entry: Entry | None, facts: tuple[str, str]) -> bool:
+        uid, text = facts
+        if uid in self._tombstones:
+            return False
+        if entry is None:
+            return True
+        version = _number(text)
+        if version is None or entry.version is None:
+            return entry.uid != uid
+        return entry.version < version
+
+    def _insert(self, resource: Resource, name: Name, entry: Entry) -> None:
+        self._objects[resource][name] = entry
+        self._phases[resource.plural][entry.phase] += 1
+        if resource == JOBS:
+            self._jobs[entry.uid] = name
+        if entry.owner is not None:
+            self._children.setdefault(entry.owner, set()).add((resource, name))
+        if entry.parent is not None:
+            self._labelled.setdefault(entry.parent, set()).add(name)
+
+    def _remove(self, resource: Resource, name: Name, entry: Entry) -> None:
+        del self._objects[resource][name]
+        self._phases[resource.plural][entry.phase] -= 1
+        if resource == JOBS:
+            self._jobs.pop(entry.uid, None)
+        if entry.owner is not None:
+            _discard(self._children, entry.owner, (resource, name))
+        if entry.parent is not None:
+            _discard(self._labelled, entry.parent, name)
+
+    def _bury(self, uid: str) -> None:
+        self._tombstones[uid] = None
+        if len(self._tombstones) > _MOST_TOMBSTONES:
+            self._tombstones.popitem(last=False)
+
+
+def _entry(resource: Resource, body: Mapping[str, Any], *, uid: str, version: int | None) -> Entry:
+    metadata = body["metadata"]
+    owner = controller(metadata.get("ownerReferences"))
+    label = (metadata.get("labels") or {}).get(SESSION_LABEL) if resource == PODS else None
+    phase = (body.get("status") or {}).get("phase") or ""
+    return Entry(
+        uid=uid,
+        version=version,
+        owner=None if owner is None else owner.get("uid"),
+        parent=None if label is None else (metadata["namespace"], label),
+        phase=sys.intern(phase) if isinstance(phase, str) else "",
+        text=json.dumps(_trimmed(resource, body), separators=(",", ":")).encode(),
+    )
+
+
+def _trimmed(resource: Resource, body: Mapping[str, Any]) -> Json:
+    """Without what is big and never read: memory follows the number of objects."""
+    metadata = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
+    annotations = metadata.get("annotations")
+    if annotations and _LAST_APPLIED in annotations:
+        metadata["annotations"] = {k: v for k, v in annotations.items() if k != _LAST_APPLIED}
+    trimmed = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
+    trimmed["metadata"] = metadata
+    if resource == PODS:
+        spec = body.get("spec") or {}
+        trimmed["spec"] = {key: spec[key] for key in ("nodeName",) if key in spec}
+    return trimmed
+
+
+def _number(version: str | None) -> int | None:
+    return int(version) if version is not None and version.isascii() and version.isdigit() else None
+
+
+def _discard(index: dict[Any, set[Any]], key: Any, member: Any) -> None:
+    members = index.get(key)
+    if members is None:
+        return
+    members.discard(member)
+    if not members:
+        del index[key]
+
+
+def listed(items: Iterable[Mapping[str, Any]]) -> dict[Name, tuple[str, str]]:
+    """What `Cache.compare` needs of the items of a list."""
+    return {
+        (item["metadata"]["namespace"], item["metadata"]["name"]): (
+            item["metadata"]["uid"],
+            item["metadata"]["resourceVersion"],
+        )
+        for item in items
+    }

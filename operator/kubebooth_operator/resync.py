@@ -1,0 +1,56 @@
+"""Full lists against the cache: finds what streams did not tell. It knows no stream."""
+
+from __future__ import annotations
+
+from kubebooth_operator.cache import Cache, Name, listed
+from kubebooth_operator.client import Client
+from kubebooth_operator.cluster import Cluster
+from kubebooth_operator.doors import Key
+from kubebooth_operator.resources import Resource
+
+PAGE = 500
+
+
+async def list_versions(
+    client: Client, resource: Resource, namespace: str | None
+) -> tuple[dict[Name, tuple[str, str]], str]:
+    """Uid and resourceVersion of every object, and the list's own version, page by page.
+
+    Raises `ApiError`; `Gone` when the list took too long and must be started anew.
+    """
+    found: dict[Name, tuple[str, str]] = {}
+    page = await client.list_metadata(resource, namespace, limit=PAGE)
+    found.update(listed(page.items))
+    while page.token:
+        page = await client.list_metadata(resource, namespace, limit=PAGE, token=page.token)
+        found.update(listed(page.items))
+    return found, page.version
+
+
+async def resync(
+    client: Client,
+    cluster: Cluster,
+    cache: Cache,
+    resource: Resource,
+    namespace: str | None = None,
+) -> set[Key]:
+    """Bring the cache up to date with a full list. Gives the keys for which that made a
+    difference. Raises `ApiError`."""
+    found, version = await list_versions(client, resource, namespace)
+    differences = cache.compare(resource, found, version=version, namespace=namespace)
+    keys: set[Key] = set()
+    for name in differences.ghosts:
+        entry = cache.entry(resource, name)
+        if entry is None:
+            continue
+        keys |= _parent(cache, resource, entry.load())
+        cache.drop(resource, name, uid=entry.uid)
+    for name in differences.unseen:
+        body = await cluster.refresh_object(resource, name)
+        keys |= _parent(cache, resource, body)
+    return keys
+
+
+def _parent(cache: Cache, resource: Resource, body: dict[str, object] | None) -> set[Key]:
+    key = None if body is None else cache.parent_of(resource, body)
+    return set() if key is None else {key}
