@@ -1,0 +1,265 @@
+"""Proves that the base model in the store is a whole Diffusers layout of the asked variant.
+
+It reads JSON and headers only and must not import torch, diffusers or transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kubebooth_api.artifacts import Artifact, FileEntry, Manifest
+from kubebooth_api.catalog import BASE_MODELS
+from kubebooth_api.runs import PrepareRun
+from kubebooth_store import NotFound, Store, read_manifest
+
+from kubebooth_trainer.errors import ConfigurationError, DataError
+from kubebooth_trainer.prepare.safetensors_header import BadHeader, check
+from kubebooth_trainer.prepare.sources import own_key
+
+_MAX_JSON_BYTES = 1 << 20
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_CODE = (".py", ".so", ".dll", ".sh")
+_REUPLOAD = "upload it again: kubebooth upload --model FOLDER NAME"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a variant's `model_index.json` and configs must say."""
+
+    pipeline: str
+    components: Mapping[str, str]
+    """Component → class."""
+    text_width: int
+    """Width of the published model's text encoder, which tells the variants apart."""
+
+
+_SD = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "tokenizer": "CLIPTokenizer",
+}
+_LAYOUTS = {
+    "sd15": _Layout("StableDiffusionPipeline", _SD, 768),
+    "sd21-512": _Layout("StableDiffusionPipeline", _SD, 1024),
+    "sd21-768": _Layout("StableDiffusionPipeline", _SD, 1024),
+}
+_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+_WEIGHTED = ("unet", "vae", "text_encoder")
+
+
+def verify(run: PrepareRun, store: Store) -> Artifact:
+    """The base model as an artifact.
+
+    Raises `ConfigurationError` (unsupported source or variant), `DataError` (missing, damaged,
+    unsafe or of another variant) and the store's errors.
+    """
+    variant = run.base_model.variant
+    if variant not in _LAYOUTS:
+        raise ConfigurationError(
+            f"baseModel.variant: {variant} is not trained by this version; use one of"
+            f" {', '.join(_LAYOUTS)}"
+        )
+    key = _key(run)
+    manifest = read_manifest(store, key)
+    if manifest is None:
+        raise DataError(
+            f"there is no base model at {store.uri_of(key)}; {_REUPLOAD}, then set"
+            " baseModel.source.store.key to models/NAME",
+            reason="BaseModelMissing",
+        )
+    model = _Model(store, key, manifest)
+    if manifest.kind not in {"model", "artifact"}:
+        raise _wrong(model, f"is a published {manifest.kind}, not a model; name a model's folder")
+    _check_safe(model)
+    _check_index(model, _LAYOUTS[variant])
+    _check_variant(model, variant)
+    for component in _WEIGHTED:
+        _check_weights(model, component)
+    return Artifact(
+        name=key.rsplit("/", 1)[-1][:63],
+        uri=store.uri_of(key),
+        digest=manifest.digest,
+        size=manifest.size_bytes,
+        format="Diffusers",
+    )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A published folder and its files."""
+
+    store: Store
+    key: str
+    manifest: Manifest
+
+    @property
+    def files(self) -> dict[str, FileEntry]:
+        return {file.path: file for file in self.manifest.files}
+
+    def json(self, path: str) -> dict[str, Any]:
+        if path not in self.files:
+            raise _wrong(self, f"{path} is missing; a Diffusers layout has it")
+        try:
+            data = self.store.read(f"{self.key}/{path}", max_bytes=_MAX_JSON_BYTES)
+        except NotFound as error:
+            raise _wrong(self, f"{path} is listed, but gone; {_REUPLOAD}") from error
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise _wrong(self, f"{path} is not JSON; {_REUPLOAD}") from error
+        if not isinstance(value, dict):
+            raise _wrong(self, f"{path} is no JSON object; {_REUPLOAD}")
+        return value
+
+
+def _key(run: PrepareRun) -> str:
+    source = run.base_model.source
+    if source is None:
+        raise ConfigurationError(
+            f"baseModel.source: the catalogue pins no source for {run.base_model.variant};"
+            " upload the model (kubebooth upload --model FOLDER NAME) and set"
+            " baseModel.source.store.key: models/NAME"
+        )
+    if source.store is None:
+        kind = next(iter(source.dump()), "nothing")
+        raise ConfigurationError(
+            f"baseModel.source.{kind}: this version reads base models from the store only; upload"
+            " the model (kubebooth upload --model FOLDER NAME) and set"
+            " baseModel.source.store.key: models/NAME"
+        )
+    return own_key(
+        source.store.key, where="baseModel.source.store.key", namespace=run.session.namespace
+    )
+
+
+def _check_safe(model: _Model) -> None:
+    pickles = [path for path in model.files if path.lower().endswith(_PICKLES)]
+    if pickles:
+        raise _wrong(
+            model,
+            f"{_some(pickles)}: pickled weights can run code and are never read; remove them (or"
+            f" convert them to safetensors), then {_REUPLOAD}",
+            reason="UnsafeWeights",
+        )
+    code = [path for path in model.files if path.lower().endswith(_CODE)]
+    if code:
+        raise _wrong(
+            model,
+            f"{_some(code)}: a model must not bring code; remove it, then {_REUPLOAD}",
+            reason="UnsafeWeights",
+        )
+
+
+def _check_index(model: _Model, layout: _Layout) -> None:
+    index = model.json("model_index.json")
+    pipeline = index.get("_class_name")
+    if pipeline != layout.pipeline:
+        raise _mismatch(model, f"model_index.json says {_short(pipeline)}, not {layout.pipeline}")
+    for component, expected in layout.components.items():
+        entry = index.get(component)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        # Fast and slow tokenizers read the same files.
+        if found not in {expected, f"{expected}Fast"}:
+            raise _mismatch(
+                model, f"model_index.json has {component} {_short(found)}, not {expected}"
+            )
+    if "tokenizer/tokenizer.json" not in model.files and not {
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+    }.issubset(model.files):
+        raise _wrong(model, "tokenizer/ has neither tokenizer.json nor vocab.json and merges.txt")
+
+
+def _check_variant(model: _Model, variant: str) -> None:
+    unet, vae = model.json("unet/config.json"), model.json("vae/config.json")
+    channels = unet.get("in_channels")
+    if channels != 4:
+        hint = " (an inpainting model)" if channels == 9 else ""
+        raise _mismatch(model, f"unet/config.json has in_channels {_short(channels)}{hint}, not 4")
+    if vae.get("latent_channels") != 4:
+        found = _short(vae.get("latent_channels"))
+        raise _mismatch(model, f"vae/config.json has latent_channels {found}, not 4")
+    wanted = BASE_MODELS[variant].prediction_type
+    scheduler = model.json("scheduler/scheduler_config.json")
+    # Absent in the oldest files, where it was always epsilon.
+    predicts = scheduler.get("prediction_type", "epsilon")
+    if predicts != wanted:
+        raise _mismatch(
+            model,
+            f"scheduler/scheduler_config.json predicts {_short(predicts)}, but {variant} is"
+            f" {wanted}",
+        )
+    _check_widths(model, unet, variant)
+
+
+def _check_widths(model: _Model, unet: Mapping[str, Any], variant: str) -> None:
+    width = unet.get("cross_attention_dim")
+    encoder = model.json("text_encoder/config.json").get("hidden_size")
+    if type(width) is not int or width != encoder:
+        raise _wrong(
+            model,
+            f"unet/config.json reads text of width {_short(width)}, but text_encoder/config.json"
+            f" gives {_short(encoder)}: they belong to different models",
+        )
+    # Other widths are models of one's own, such as tiny ones for tests: classes decide then.
+    if width in _WIDTHS and width != _LAYOUTS[variant].text_width:
+        raise _mismatch(
+            model,
+            f"cross_attention_dim {width} is {_WIDTHS[width]}; {variant} has"
+            f" {_LAYOUTS[variant].text_width}",
+        )
+
+
+def _check_weights(model: _Model, component: str) -> None:
+    shards = [
+        file
+        for path, file in sorted(model.files.items())
+        if path.startswith(f"{component}/") and path.endswith(".safetensors")
+    ]
+    if not shards:
+        raise _wrong(model, f"{component}/ has no .safetensors file; {_REUPLOAD}")
+    for file in shards:
+        key = f"{model.key}/{file.path}"
+        entry = model.store.stat(key)
+        if entry is None:
+            raise _wrong(model, f"{file.path} is listed, but gone; {_REUPLOAD}")
+        if entry.size != file.size:
+            raise _wrong(
+                model,
+                f"{file.path} has {entry.size} bytes, but was published with {file.size};"
+                f" {_REUPLOAD}",
+            )
+        try:
+            check(partial(_range, model.store, key), size=file.size)
+        except BadHeader as error:
+            raise _wrong(model, f"{file.path} {error}; {_REUPLOAD}") from error
+
+
+def _range(store: Store, key: str, start: int, length: int) -> bytes:
+    return store.open_range(key, start=start, length=length)
+
+
+def _wrong(model: _Model, what: str, *, reason: str = "BaseModelInvalid") -> DataError:
+    return DataError(f"base model {model.store.uri_of(model.key)}: {what}", reason=reason)
+
+
+def _mismatch(model: _Model, evidence: str) -> DataError:
+    return _wrong(
+        model,
+        f"{evidence}; choose the baseModel.variant that fits, or another model",
+        reason="VariantMismatch",
+    )
+
+
+def _short(value: object) -> str:
+    return "nothing" if value is None else repr(value)[:60]
+
+
+def _some(paths: list[str]) -> str:
+    told = ", ".join(paths[:3])
+    return told if len(paths) <= 3 else f"{told} and {len(paths) - 3} more"

@@ -1,0 +1,180 @@
+"""Decodes hostile pictures in a bounded child process that is replaced when it dies.
+
+The parent never decodes a byte of what users upload. The child has no credentials in its
+environment and limits its own memory, CPU time and file size. It must not know stores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from kubebooth_trainer.errors import InternalFault
+from kubebooth_trainer.prepare.protocol import READY, wall_limit_s
+
+_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SYSTEMROOT")
+_REPLY_LIMIT_BYTES = 65_536
+_START_LIMIT_S = 120.0
+_END_LIMIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the child made of one file."""
+
+    pixels: str
+    """SHA-256 of the square picture's RGB pixels, 64 hex digits."""
+    width: int
+    """Width of the original in pixels."""
+    height: int
+    """Height of the original in pixels."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why the child did not give a picture."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Child:
+    process: subprocess.Popen[bytes]
+    questions: IO[bytes]
+    answers: IO[bytes]
+
+
+class Decoder:
+    """One child for all pictures; use it as a context manager."""
+
+    def __init__(self, *, scratch: Path) -> None:
+        self._log = scratch / "decoder.log"
+        self._child: _Child | None = None
+        self._pending = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def decode(self, source: Path, target: Path, *, edge: int, min_edge: int) -> Decoded | Verdict:
+        """Render `source` to a PNG at `target`, `edge` × `edge` pixels.
+
+        Raises `InternalFault` when no child can be started at all.
+        """
+        child = self._ready()
+        question = {"source": str(source), "target": str(target), "edge": edge, "minEdge": min_edge}
+        try:
+            child.questions.write(json.dumps(question).encode() + b"\n")
+            child.questions.flush()
+        except OSError:
+            return self._dead()
+        try:
+            line = self._line(child, limit_s=wall_limit_s())
+        except TimeoutError:
+            self._end()
+            return Verdict(
+                f"takes more than {wall_limit_s():.0f} s to decode; export it again as JPEG or PNG"
+            )
+        return self._dead() if line is None else self._answer(line)
+
+    def _answer(self, line: bytes) -> Decoded | Verdict:
+        try:
+            answer: dict[str, Any] = json.loads(line)
+            if "refused" in answer:
+                if answer.get("spent"):
+                    self._end()
+                return Verdict(str(answer["refused"])[:480])
+            return Decoded(
+                pixels=str(answer["pixels"]),
+                width=int(answer["width"]),
+                height=int(answer["height"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            self._end()
+            return Verdict("confuses the decoder; export it again as JPEG or PNG")
+
+    def _ready(self) -> _Child:
+        if self._child is not None and self._child.process.poll() is None:
+            return self._child
+        self._end()
+        self._child = child = _start(self._log)
+        try:
+            line = self._line(child, limit_s=_START_LIMIT_S)
+        except TimeoutError:
+            line = None
+        if line is None or line.strip() != READY:
+            self._end()
+            said = self._log.read_text(errors="replace")[-600:] if self._log.exists() else ""
+            raise InternalFault(f"the picture decoder does not start: {said.strip()}")
+        return child
+
+    def _line(self, child: _Child, *, limit_s: float) -> bytes | None:
+        """One line of the child, or None when it died. Raises `TimeoutError`."""
+        deadline = time.monotonic() + limit_s
+        pipe = child.answers
+        while b"\n" not in self._pending:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not select.select([pipe], [], [], left_s)[0]:
+                raise TimeoutError
+            part = os.read(pipe.fileno(), 4096)
+            self._pending += part
+            if not part or len(self._pending) > _REPLY_LIMIT_BYTES:
+                return None
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line
+
+    def _dead(self) -> Verdict:
+        code = self._end()
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return Verdict(f"crashes the decoder ({how}); export it again as JPEG or PNG")
+
+    def _end(self) -> int | None:
+        child, self._child, self._pending = self._child, None, b""
+        if child is None:
+            return None
+        # A dead child has closed its end; closing ours may then fail to flush.
+        with contextlib.suppress(OSError):
+            child.questions.close()
+        child.answers.close()
+        try:
+            return child.process.wait(timeout=_END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            return child.process.wait()
+
+
+def _start(log: Path) -> _Child:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT_ENVIRONMENT or name.startswith("PYTHON")
+    }
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "kubebooth_trainer.prepare.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env={**kept, "OMP_NUM_THREADS": "1"},
+            # A terminal's Ctrl-C reaches the parent only, which then ends the child in order.
+            start_new_session=True,
+        )
+    if process.stdin is None or process.stdout is None:
+        raise InternalFault("the picture decoder has no pipes")
+    return _Child(process, process.stdin, process.stdout)

@@ -1,0 +1,172 @@
+"""The prepare stage as a whole: check the model, check the pictures, publish the snapshot."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from kubebooth_api.artifacts import Artifact
+from kubebooth_api.runs import PrepareRun
+from kubebooth_api.v1alpha1.session import DatasetStatus
+from kubebooth_store import Store
+
+from kubebooth_trainer.errors import ConfigurationError, DataError
+from kubebooth_trainer.prepare.base_model import verify
+from kubebooth_trainer.prepare.pictures import Picture, check_pictures
+from kubebooth_trainer.prepare.snapshot import publish_snapshot
+from kubebooth_trainer.prepare.sources import Found, find
+from kubebooth_trainer.prepare.verdicts import Verdicts, listed
+from kubebooth_trainer.reporter import Reporter
+
+_LOG = logging.getLogger(__name__)
+_MESSAGE_ROOM = 700
+_RESOLUTIONS = range(16, 2049, 8)
+
+
+@dataclass(frozen=True)
+class PrepareOutcome:
+    """What a prepare stage made true."""
+
+    dataset: DatasetStatus
+    """The published snapshot."""
+    base_model: Artifact
+    """The verified base model."""
+    message: str
+    """One sentence for people."""
+
+
+def prepare(run: PrepareRun, *, store: Store, reporter: Reporter, workdir: Path) -> PrepareOutcome:
+    """Verify the base model and all pictures, then publish the snapshot.
+
+    Raises `ConfigurationError`, `DataError`, `Preempted`, `InternalFault` and the store's errors.
+    """
+    _check_supported(run)
+    base_model = verify(run, store)
+    verdicts = Verdicts()
+    found = find(run, store, verdicts)
+    if not found.pictures and not verdicts.refused:
+        raise _no_pictures(run, store)
+    folder = workdir / "prepare"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        pictures = check_pictures(
+            run, found, store=store, reporter=reporter, verdicts=verdicts, folder=folder
+        )
+        _log(verdicts, pictures)
+        _judge(run, found, pictures, verdicts)
+        prefix, manifest = publish_snapshot(run, pictures, store=store)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    dataset = DatasetStatus(
+        digest=manifest.digest,
+        uri=store.uri_of(prefix),
+        images=len(pictures),
+        captioned=sum(picture.captioned for picture in pictures),
+        rejected=len(verdicts.refused),
+        worst=verdicts.worst(),
+        size=manifest.size_bytes,
+    )
+    return PrepareOutcome(dataset, base_model, _summary(dataset, verdicts))
+
+
+def _check_supported(run: PrepareRun) -> None:
+    if run.resolution not in _RESOLUTIONS:
+        raise ConfigurationError(
+            f"resolution: {run.resolution} must be a multiple of 8 from 16 to 2048 pixels"
+        )
+    if run.preprocess.crop != "Center":
+        raise ConfigurationError(
+            f"preprocess.crop: this version crops to the centre only; set Center instead of"
+            f" {run.preprocess.crop}"
+        )
+    if run.captions.mode not in {"None", "Files"}:
+        raise ConfigurationError(
+            f"captions.mode: this version reads captions from files only; set Files or None"
+            f" instead of {run.captions.mode}"
+        )
+    if len({concept.name for concept in run.concepts}) != len(run.concepts):
+        raise ConfigurationError("concepts: two concepts have the same name; rename one")
+    if not run.concepts:
+        raise ConfigurationError("concepts: name at least one subject")
+    if len(run.concepts) > 1 and not all(concept.sources for concept in run.concepts):
+        raise ConfigurationError(
+            "concepts: uploaded pictures belong to a session of one concept; with several give"
+            " each its concepts[].sources"
+        )
+
+
+def _judge(run: PrepareRun, found: Found, pictures: list[Picture], verdicts: Verdicts) -> None:
+    refused = verdicts.refused
+    told = listed(refused, limit_characters=_MESSAGE_ROOM)
+    if refused and run.preprocess.bad_files == "Fail":
+        raise DataError(
+            f"{_count(len(refused), 'file')} cannot be used: {told}. Mend or remove them, or set"
+            " preprocess.badFiles: Exclude to train without them",
+            reason="BadFiles",
+        )
+    without = [
+        concept.name
+        for concept in run.concepts
+        if not any(picture.concept == concept.name for picture in pictures)
+    ]
+    short = len(pictures) < run.preprocess.min_images
+    if not short and not without:
+        return
+    what = (
+        f"{_count(len(pictures), 'usable picture')} of {len(found.pictures)}, but"
+        f" preprocess.minImages asks for {run.preprocess.min_images}: upload more, or lower it"
+        if short
+        else f"no usable picture for concept {', '.join(without[:5])}: upload some"
+    )
+    raise DataError(f"{what}{f'. Refused: {told}' if told else ''}", reason="TooFewPictures")
+
+
+def _no_pictures(run: PrepareRun, store: Store) -> DataError:
+    name = run.session.name
+    where = [
+        store.uri_of(source.store.key)
+        for concept in run.concepts
+        for source in concept.sources
+        if source.store is not None
+    ] or [store.uri_of(f"sessions/{run.session.namespace}/{name}/uploads")]
+    return DataError(
+        f"there are no pictures at {', '.join(where[:3])}; upload some:"
+        f" kubebooth upload {name} FOLDER",
+        reason="NoPictures",
+    )
+
+
+def _summary(dataset: DatasetStatus, verdicts: Verdicts) -> str:
+    parts = [f"{_count(dataset.images, 'picture')} ready, {dataset.captioned} with a caption"]
+    if verdicts.refused:
+        parts.append(f"{_count(len(verdicts.refused), 'file')} left out")
+    if verdicts.upscaled:
+        parts.append(f"{_count(verdicts.upscaled, 'small picture')} enlarged")
+    others = len(verdicts.doubtful) - verdicts.upscaled
+    if others:
+        parts.append(f"{_count(others, 'file')} to look at")
+    told = listed(verdicts.refused + verdicts.doubtful, limit_characters=_MESSAGE_ROOM)
+    return "; ".join(parts) + (f" ({told})" if told else "")
+
+
+def _log(verdicts: Verdicts, pictures: list[Picture]) -> None:
+    for verdict in verdicts.refused:
+        _LOG.warning("file refused", extra={"file": verdict.file, "reason": verdict.reason})
+    for verdict in verdicts.doubtful:
+        _LOG.warning("file doubtful", extra={"file": verdict.file, "reason": verdict.reason})
+    _LOG.info(
+        "files checked",
+        extra={
+            "pictures": len(pictures),
+            "refused": len(verdicts.refused),
+            "doubtful": len(verdicts.doubtful),
+            "litter": verdicts.litter,
+        },
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

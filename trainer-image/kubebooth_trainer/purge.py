@@ -1,0 +1,35 @@
+"""Deletes what a session left in the store, and never what its user uploaded."""
+
+from __future__ import annotations
+
+import logging
+
+from kubebooth_api import layout
+from kubebooth_api.runs import PurgeRun
+from kubebooth_store import Store
+
+from kubebooth_trainer.errors import ConfigurationError, Preempted
+from kubebooth_trainer.reporter import Reporter
+
+_LOG = logging.getLogger(__name__)
+_OURS = ("runs", "datasets", "class-images")
+
+
+def purge(run: PurgeRun, *, store: Store, reporter: Reporter) -> str:
+    """Delete runs, snapshots and class images of one session; a second time finds nothing.
+
+    Gives one sentence for people. Raises `ConfigurationError`, `Preempted` and store errors.
+    """
+    try:
+        session = layout.session(run.session.namespace, run.session.name)
+    except ValueError as error:
+        raise ConfigurationError(f"session: {error}") from error
+    gone = 0
+    for index, folder in enumerate(_OURS):
+        if reporter.stop.is_set():
+            raise Preempted("stopped while purging; the next try goes on")
+        removed = store.delete_prefix(f"{session}/{folder}")
+        gone += removed
+        _LOG.info("folder purged", extra={"folder": folder, "files": removed})
+        reporter.advance("Purge", index + 1, len(_OURS), percentage=100 * (index + 1) // len(_OURS))
+    return f"{gone} files deleted; uploads are kept at {store.uri_of(f'{session}/uploads')}"
