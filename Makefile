@@ -44,6 +44,7 @@ lint: setup ## Format, lint, types, import contracts, generated files
 	$(PY) -m mypy
 	.venv/bin/lint-imports
 	$(PY) -m kubebooth_api.crd --check
+	$(PY) charts/generate.py --check
 
 .PHONY: format
 format: setup ## Format the code and mend what the linter can
@@ -53,6 +54,7 @@ format: setup ## Format the code and mend what the linter can
 .PHONY: generate
 generate: setup ## Regenerate CRDs, the field reference and the chart's copies
 	$(PY) -m kubebooth_api.crd
+	$(PY) charts/generate.py
 
 .PHONY: bench
 bench: setup controlplane ## Run the benchmarks, or one: make bench NAME=store
