@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -44,6 +44,28 @@ class Door(BaseModel):
         """JSON-shaped mapping in camelCase without unset optionals."""
         dumped: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return dumped
+
+
+def changed_fields(model: Door, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields, by camelCase path, whose value is not the default: `("training.method", "LoRA")`.
+
+    List items are walked as `concepts[].token`; a required field always counts as changed, and so
+    does an optional object that is there at all.
+    """
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        here = f"{path}.{to_camel(name)}".removeprefix(".")
+        if isinstance(value, Door):
+            if info.default is None:
+                yield here, value
+            if value != info.default:
+                yield from changed_fields(value, here)
+        elif isinstance(value, tuple) and value and isinstance(value[0], Door):
+            if value != info.default:
+                for item in value:
+                    yield from changed_fields(item, f"{here}[]")
+        elif info.is_required() or value != info.default:
+            yield here, value
 
 
 def explain(error: ValidationError, root: str = "spec") -> str:

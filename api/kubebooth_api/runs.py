@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, TypeAdapter
 
 from kubebooth_api.artifacts import Artifact, Checkpoint, Uri
-from kubebooth_api.digests import Digest, canonical_json, digest_json
+from kubebooth_api.digests import Digest, digest_json
 from kubebooth_api.door import Door
 from kubebooth_api.v1alpha1.base_model import BaseModelRef, Variant
 from kubebooth_api.v1alpha1.dataset import Captions, Concept, ImageSource, Preprocess
@@ -146,38 +145,6 @@ class RunReport(Door):
     """UTC time of start."""
     finished_at: datetime
     """UTC time of end."""
-
-
-def termination_message(report: RunReport) -> bytes:
-    """The report as JSON of at most `REPORT_LIMIT_BYTES`, shortened where the store has the rest.
-
-    What can be read elsewhere goes first: sample prompts, refused files from the last, the end of
-    the message, then samples and checkpoint. Raises `ValueError` when the artifacts alone do not
-    fit.
-    """
-    text = b""
-    for shorter in _shortened(report):
-        text = canonical_json(shorter.dump())
-        if len(text) <= REPORT_LIMIT_BYTES:
-            return text
-    raise ValueError(
-        f"the report of {len(text)} bytes does not fit a termination message of"
-        f" {REPORT_LIMIT_BYTES}: shorten storage.prefix or the session's name"
-    )
-
-
-def _shortened(report: RunReport) -> Iterator[RunReport]:
-    """Ever shorter forms of a report, the whole one first."""
-    yield report
-    dataset = report.dataset
-    if dataset is not None:
-        for kept in range(len(dataset.worst), -1, -1):
-            fewer = {"prompts": (), "worst": dataset.worst[:kept]}
-            report = report.model_copy(update={"dataset": dataset.model_copy(update=fewer)})
-            yield report
-    for dropped in ({"message": report.message[:256]}, {"samples": None}, {"checkpoint": None}):
-        report = report.model_copy(update=dropped)
-        yield report
 
 
 class WorkerStatus(Door):

@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from kubebooth_api.crd.kinds import Column, Kind
-from kubebooth_api.crd.schema import structural
+from kubebooth_api.crd.schema import structural, validation
+from kubebooth_api.door import Rule
 from kubebooth_api.v1alpha1 import GROUP, VERSION
 
 CATEGORY = "kubebooth"
+
+NAME_RULE = Rule(
+    "size(self.metadata.name) <= 63",
+    "metadata.name must have at most 63 characters: it becomes a label of pods and part of store"
+    " keys",
+)
 
 
 def definition(kind: Kind) -> dict[str, Any]:
@@ -53,6 +60,7 @@ def root_schema(kind: Kind) -> dict[str, Any]:
         "type": "object",
         "description": kind.purpose,
         "required": ["spec"],
+        "x-kubernetes-validations": [validation(NAME_RULE)],
         "properties": {
             "apiVersion": {"type": "string", "maxLength": 64},
             "kind": {"type": "string", "maxLength": 64},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from kubebooth_api.artifacts import Artifact as Artifact
 from kubebooth_api.artifacts import Checkpoint as Checkpoint
@@ -90,6 +91,20 @@ class StoreSource(Door):
     """Prefix or key inside the session's store, such as `models/shapes`."""
 
 
+COMMIT = "^[0-9a-f]{40}$"
+NO_COMMIT = (
+    "revision must be a commit of 40 hex digits, as the repository's history shows it; a branch or"
+    " tag can move"
+)
+
+
+def _commit(value: str) -> str:
+    """Not a pattern of the schema: a rule can tell the cure."""
+    if not re.match(COMMIT, value):
+        raise ValueError(NO_COMMIT)
+    return value
+
+
 class HuggingFaceSource(Door):
     """A repository of a Hugging Face hub."""
 
@@ -100,10 +115,14 @@ class HuggingFaceSource(Door):
         ),
     ]
     """`owner/name`."""
-    revision: Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{40}$")]
+    revision: Annotated[str, StringConstraints(max_length=64), AfterValidator(_commit)]
     """Commit of 40 hex digits: a moving branch would not be reproducible."""
     token_secret_ref: SecretKeyRef | None = None
     """Access token for gated or private repositories."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(f"self.revision.matches('{COMMIT}')", NO_COMMIT, ".revision"),
+    )
 
 
 class UrlSource(Door):

@@ -20,7 +20,7 @@ from kubebooth_api.v1alpha1.common import (
 from kubebooth_api.v1alpha1.vision import Budget as Budget
 from kubebooth_api.v1alpha1.vision import VisionModel as VisionModel
 
-Policy = Literal["Off", "Warn", "Exclude", "Fail"]
+Policy = Literal["Ignore", "Warn", "Exclude", "Fail"]
 """What a finding does: nothing, a note, the picture is left out, the session fails."""
 Lint = Literal[
     "MissingToken", "Identity", "MetaPhrase", "Refusal", "Repetition", "TooLong", "Duplicate"
@@ -110,7 +110,7 @@ class Preprocess(Door):
     """What a picture does that is nearly the same as another."""
     blur: Policy = "Warn"
     """What a blurred picture does."""
-    watermarks: Policy = "Off"
+    watermarks: Policy = "Ignore"
     """What a picture with overlaid text does."""
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 
 from kubebooth_api.digests import Digest
 from kubebooth_api.door import Door
-from kubebooth_api.v1alpha1.common import Artifact, Checkpoint, Conditions, Prompt
+from kubebooth_api.v1alpha1.common import Artifact, Checkpoint, Conditions
 
 STAGES = ("Prepare", "ClassImages", "TextEncoder", "Denoiser", "Samples", "Publish")
 """Stages in the order in which a session passes them."""
@@ -49,15 +49,6 @@ class FileVerdict(Door):
     """What is wrong and the cure."""
 
 
-class EffectivePrompt(Door):
-    """The prompt that one picture is trained with."""
-
-    file: Annotated[str, StringConstraints(max_length=512)]
-    """File name as the user knows it."""
-    prompt: Prompt
-    """Prompt after prefix, suffix and token."""
-
-
 class VisionUsage(Door):
     """What the vision-language model has cost so far."""
 
@@ -86,8 +77,6 @@ class DatasetStatus(Door):
     """Files that were refused."""
     worst: Annotated[tuple[FileVerdict, ...], Field(max_length=8)] = ()
     """The first refused files."""
-    prompts: Annotated[tuple[EffectivePrompt, ...], Field(max_length=8)] = ()
-    """Effective prompts of the first pictures; all are in the snapshot."""
     usage: VisionUsage | None = None
     """What captioning, gates and extraction have cost."""
     review_uri: Annotated[str, StringConstraints(max_length=2048)] | None = None

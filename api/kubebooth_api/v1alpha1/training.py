@@ -168,9 +168,11 @@ class Training(Door):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Decoupled weight decay."""
     mixed_precision: Literal["Auto", "Fp16", "Bf16", "No"] = "Auto"
-    """Precision of the forward pass; `Auto` is bf16 or fp16 where the accelerator has it."""
+    """Precision of the forward pass; `Auto` is bf16 or fp16 where the accelerator has it.
+    YAML reads a bare `No` as false: write `"No"`."""
     gradient_checkpointing: Literal["Auto", "On", "Off"] = "Auto"
-    """Trade time for memory; `Auto` decides by an estimate."""
+    """Trade time for memory; `Auto` decides by an estimate. YAML reads bare `On` and `Off` as
+    true and false: write `"On"`, `"Off"`."""
     offset_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Strength of per-channel offset noise; the notebook's switch was 0.1."""
     min_snr_gamma: Annotated[float, Field(gt=0, le=100)] | None = None

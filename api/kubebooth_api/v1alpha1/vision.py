@@ -108,8 +108,8 @@ class Gate(Door):
     """Name of the gate, unique in the session."""
     question: Annotated[str, StringConstraints(min_length=1, max_length=2048)]
     """Question about one picture, such as `Is exactly one person visible?`."""
-    expect: Literal["Yes", "No"] = "Yes"
-    """Answer of a good picture."""
+    expect: bool = True
+    """Answer of a good picture: true is yes."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Least probability of the expected answer, where the server tells probabilities."""
     policy: Literal["Warn", "Exclude", "Fail"] = "Warn"
