@@ -10,16 +10,17 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kubebooth_store.content import BLOCK_BYTES, sync_folder
 from kubebooth_store.errors import Conflict, Corrupt, Refused, Unavailable, files_named
+from kubebooth_store.naming import write_all
 from kubebooth_store.verbs import Entry, OnBytes
 from kubebooth_store.windows import in_order
 
 RANGE_BYTES = 8 << 20
-ReadRange = Callable[[int, int], bytes]
+ReadRange = Callable[[int, int], Iterable[bytes]]
 
 
 def save(
@@ -35,8 +36,9 @@ def save(
 ) -> Entry:
     """Bring an entry's bytes to `path`.
 
-    `read_range(start, length)` must give bytes of just this version of the entry. Raises `Corrupt`
-    when size or digest are not the expected ones, `Conflict` when another process brings it.
+    `read_range(start, length)` must give the bytes, in pieces, of just this version of the entry.
+    Raises `Corrupt` when size or digest are not the expected ones, `Conflict` when another
+    process brings it.
     """
     wanted = sha256 or entry.sha256
     if size is not None and entry.size != size:
@@ -101,16 +103,11 @@ def _fill(
         (start, min(RANGE_BYTES, entry.size - start))
         for start in range(done, entry.size, RANGE_BYTES)
     )
-    for data in in_order(lambda span: read_range(*span), spans, parallel=parallel):
-        hasher.update(data)
-        _write_all(descriptor, data)
-        tell(len(data))
+    for pieces in in_order(lambda span: read_range(*span), spans, parallel=parallel):
+        for piece in pieces:
+            hasher.update(piece)
+            write_all(descriptor, piece)
+            tell(len(piece))
     if os.fstat(descriptor).st_size != entry.size:
         raise Unavailable(f"{entry.key} arrived with a wrong length; try again")
     return hasher.hexdigest()
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -8,32 +8,20 @@ class. Programs that write into the folder by other means are not bound by the l
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
 import stat
-import time
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from kubebooth_store.content import BLOCK_BYTES, blocks, hash_of, open_plain, sync_folder
+from kubebooth_store import naming
+from kubebooth_store.content import blocks, hash_of, open_plain
 from kubebooth_store.downloading import save
-from kubebooth_store.errors import (
-    Conflict,
-    Corrupt,
-    Denied,
-    NotFound,
-    Refused,
-    Unavailable,
-    files_named,
-)
+from kubebooth_store.errors import Conflict, Corrupt, NotFound, Refused, files_named
 from kubebooth_store.keys import OWN, check_key, check_prefix, join, key_below
 from kubebooth_store.listing import is_index
 from kubebooth_store.verbs import Entry, OnBytes
 
 _SMALL_BYTES = 64 * 1024
-_STALE_S = 24 * 3600
 
 
 class FolderStore:
@@ -78,7 +66,7 @@ class FolderStore:
         """All entries below a prefix, sorted by the bytes of their keys."""
         below = check_prefix(prefix)
         with files_named(self.uri_of(below)):
-            top = self._plain_path(below) if below else self._root
+            top = naming.plain_path(self._root, below) if below else self._root
         if not top.is_dir():
             return
         for key in _walk(top, below):
@@ -116,7 +104,7 @@ class FolderStore:
         if if_absent and if_match is not None:
             raise Refused("if_absent and if_match exclude each other")
         check_key(key)
-        with self._staged([data], on_bytes=None) as (staged, digest):
+        with naming.staged(self._root, [data], on_bytes=None) as (staged, digest):
             return self._show(staged, key, digest, if_absent=if_absent, if_match=if_match)
 
     def open_range(self, key: str, *, start: int, length: int) -> bytes:
@@ -124,7 +112,7 @@ class FolderStore:
         if start < 0 or length < 0:
             raise Refused(f"range {start}+{length} of {key!r} is negative")
         with self._opened(key) as descriptor:
-            return _pread(descriptor, start, length)
+            return b"".join(_pieces(descriptor, start, length))
 
     def download(
         self,
@@ -138,7 +126,7 @@ class FolderStore:
         """Put a file at `path`, verified and by rename; a second call resumes a broken one."""
         with self._opened(key) as descriptor:
             return save(
-                lambda start, length: _pread(descriptor, start, length),
+                lambda start, length: _pieces(descriptor, start, length),
                 _entry(key, descriptor),
                 path,
                 what=self.uri_of(key),
@@ -167,7 +155,8 @@ class FolderStore:
                     on_bytes(size)
                 return same
             pieces = blocks(source, start=0, size=size)
-            with self._staged(pieces, on_bytes=on_bytes) as (staged, digest):
+            staging = naming.staged(self._root, pieces, on_bytes=on_bytes)
+            with staging as (staged, digest):
                 if sha256 not in {None, digest}:
                     raise Corrupt(f"{path} is not what was asked to store: its SHA-256 differs")
                 return self._show(staged, key, digest)
@@ -189,9 +178,7 @@ class FolderStore:
     def delete(self, key: str) -> None:
         """Remove a key; a missing one is fine."""
         with files_named(self.uri_of(key)):
-            path = self._plain_path(key)
-            with self._locked():
-                self._remove(path)
+            naming.remove(self._root, key, timeout_s=self._timeout_s)
 
     def delete_prefix(self, prefix: str) -> int:
         """Remove all below a prefix, manifests and pointers first; how many keys went."""
@@ -200,31 +187,11 @@ class FolderStore:
             self.delete(key)
         return len(keys)
 
-    def _remove(self, path: Path) -> None:
-        try:
-            path.unlink()
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        sync_folder(path.parent)
-        for parent in path.parents:
-            if parent == self._root or any(parent.iterdir()):
-                return
-            parent.rmdir()
-
-    def _plain_path(self, key: str) -> Path:
-        """Where a key stands; `Denied` when a link leads there, so that nothing can escape."""
-        path = self._root
-        for part in check_key(key).split("/"):
-            path = path / part
-            if path.is_symlink():
-                raise Denied(f"{path} is a link; a store holds plain files only, copy them instead")
-        return path
-
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[int]:
         """A read-only descriptor of a key's file."""
         with files_named(self.uri_of(key)):
-            path = self._plain_path(key)
+            path = naming.plain_path(self._root, key)
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             try:
                 descriptor = os.open(path, flags)
@@ -237,31 +204,6 @@ class FolderStore:
         finally:
             os.close(descriptor)
 
-    @contextlib.contextmanager
-    def _staged(
-        self, pieces: Iterable[bytes], *, on_bytes: OnBytes | None
-    ) -> Iterator[tuple[Path, str]]:
-        """Bytes on disk under a name nobody sees, and their SHA-256."""
-        with files_named(self._root):
-            folder = self._root / OWN / "tmp"
-            folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder)
-            staged = folder / uuid.uuid4().hex
-            descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        hasher = hashlib.sha256()
-        try:
-            with files_named(staged), open(descriptor, "wb", buffering=0) as file:
-                os.fchmod(descriptor, 0o644)
-                for piece in pieces:
-                    hasher.update(piece)
-                    _write_all(file.fileno(), piece)
-                    if on_bytes is not None:
-                        on_bytes(len(piece))
-                os.fsync(descriptor)
-            yield staged, hasher.hexdigest()
-        finally:
-            staged.unlink(missing_ok=True)
-
     def _show(
         self,
         staged: Path,
@@ -271,69 +213,36 @@ class FolderStore:
         if_absent: bool = False,
         if_match: str | None = None,
     ) -> Entry:
-        """Give a staged file its name, in one step, if the condition holds."""
+        """Give a staged file its name if the condition holds."""
+        shown: list[Entry] = []
+
+        def check() -> None:
+            there = self.stat(key)
+            if if_match is not None and (there is None or there.etag != if_match):
+                raise Conflict(
+                    f"{self.uri_of(key)}: someone else wrote first; read it again and decide anew"
+                )
+            shown.append(self._entry_of(staged, key, digest))
+
         with files_named(self.uri_of(key)):
-            path = self._plain_path(key)
-            with self._locked():
-                self._demand(key, if_match)
-                self._make_folders(path.parent)
-                if if_absent:
-                    self._link(staged, path, key)
-                else:
-                    staged.replace(path)
-                sync_folder(path.parent)
-                entry = self.stat(key)
-        if entry is None:
-            raise Conflict(f"{self.uri_of(key)} was removed as soon as it was written")
-        return Entry(key, entry.size, entry.etag, digest)
-
-    def _demand(self, key: str, if_match: str | None) -> None:
-        if if_match is None:
-            return
-        there = self.stat(key)
-        if there is None or there.etag != if_match:
-            raise Conflict(
-                f"{self.uri_of(key)}: someone else wrote first; read it again and decide anew"
+            naming.show(
+                self._root,
+                staged,
+                key,
+                timeout_s=self._timeout_s,
+                only_new=if_absent,
+                check=check,
             )
+        return shown[0]
 
-    def _link(self, staged: Path, path: Path, key: str) -> None:
+    def _entry_of(self, staged: Path, key: str, digest: str) -> Entry:
+        """What a staged file will be once it is shown: a rename changes none of it."""
+        descriptor = open_plain(staged)
         try:
-            os.link(staged, path)
-        except FileExistsError as error:
-            raise Conflict(f"{self.uri_of(key)} exists already; nothing was written") from error
-
-    def _make_folders(self, folder: Path) -> None:
-        if folder.is_dir():
-            return
-        self._make_folders(folder.parent)
-        folder.mkdir(mode=0o755, exist_ok=True)
-        sync_folder(folder.parent)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        own = self._root / OWN
-        own.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            deadline = time.monotonic() + self._timeout_s
-            while not _try_lock(descriptor):
-                if time.monotonic() >= deadline:
-                    raise Unavailable(
-                        f"{own / 'lock'}: another writer holds it for {self._timeout_s:.0f} s; "
-                        "end that process or try again"
-                    )
-                time.sleep(0.005)
-            yield
+            entry = _entry(key, descriptor)
         finally:
             os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return Entry(key, entry.size, entry.etag, digest)
 
 
 def _entry(key: str, descriptor: int) -> Entry:
@@ -363,21 +272,6 @@ def _walk(top: Path, prefix: str) -> Iterator[str]:
             yield key
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed writers left behind a day ago."""
-    oldest = time.time() - _STALE_S
-    for left in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if left.stat().st_mtime < oldest:
-                left.unlink()
-
-
-def _pread(descriptor: int, start: int, length: int) -> bytes:
+def _pieces(descriptor: int, start: int, length: int) -> Iterator[bytes]:
     size = os.fstat(descriptor).st_size
-    return b"".join(blocks(descriptor, start=start, size=max(0, min(length, size - start))))
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest[:BLOCK_BYTES]) :]
+    return blocks(descriptor, start=start, size=max(0, min(length, size - start)))

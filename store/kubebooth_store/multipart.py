@@ -18,7 +18,7 @@ from kubebooth_store.listing import Upload
 from kubebooth_store.replies import text_of
 from kubebooth_store.verbs import OnBytes
 from kubebooth_store.windows import in_order
-from kubebooth_store.wire import Body, Call, Wire
+from kubebooth_store.wire import Body, Call, Wire, base64_of
 
 SINGLE_BYTES = 16 << 20
 _PART_BYTES = 8 << 20
@@ -74,6 +74,7 @@ def abort(wire: Wire, upload: Upload) -> None:
 
 def begin(wire: Wire, key: str, headers: Mapping[str, str]) -> Upload:
     """Begin an upload in parts."""
+    headers = {**headers, "x-amz-checksum-algorithm": "SHA256"}
     call = Call("POST", key, query={"uploads": ""}, headers=headers)
     upload_id = text_of(wire.ask(call, root="InitiateMultipartUploadResult"), "UploadId")
     if not upload_id:
@@ -81,13 +82,14 @@ def begin(wire: Wire, key: str, headers: Mapping[str, str]) -> Upload:
     return Upload(key, upload_id)
 
 
-def complete(wire: Wire, upload: Upload, tags: Mapping[int, str]) -> None:
-    """Make an upload visible, from its parts' tags by number."""
+def complete(wire: Wire, upload: Upload, parts: Iterable[Part], tags: Mapping[int, str]) -> None:
+    """Make an upload visible, from its parts and their tags by number."""
     root = ET.Element("CompleteMultipartUpload")
-    for number in sorted(tags):
+    for part in parts:
         row = ET.SubElement(root, "Part")
-        ET.SubElement(row, "PartNumber").text = str(number)
-        ET.SubElement(row, "ETag").text = f'"{tags[number]}"'
+        ET.SubElement(row, "PartNumber").text = str(part.number)
+        ET.SubElement(row, "ETag").text = f'"{tags[part.number]}"'
+        ET.SubElement(row, "ChecksumSHA256").text = base64_of(part.sha256)
     call = Call(
         "POST",
         upload.key,
@@ -189,4 +191,4 @@ class Sender:
         if stamp_of(self._descriptor) != self._facts.stamp:
             abort(self._wire, upload)
             raise Corrupt(f"the file for {self._key} changed while it was stored; store it again")
-        complete(self._wire, upload, tags)
+        complete(self._wire, upload, self._facts.parts, tags)

@@ -29,13 +29,23 @@ _DAMAGED = {
 
 @dataclass(frozen=True)
 class Reply:
-    """Status, lower-case headers and body of a reply."""
+    """Status, lower-case headers and body of a reply; the body in the pieces it came in."""
 
     status: int
     headers: Mapping[str, str]
-    data: bytes
+    pieces: tuple[bytes, ...]
     oversized: bool = False
     """The body was longer than asked for and is cut."""
+
+    @property
+    def data(self) -> bytes:
+        """The whole body."""
+        return b"".join(self.pieces)
+
+    @property
+    def length(self) -> int:
+        """Bytes that arrived."""
+        return sum(len(piece) for piece in self.pieces)
 
     @property
     def etag(self) -> str:

@@ -170,23 +170,23 @@ class S3Store:
         if there is None:
             raise NotFound(f"{self.uri_of(key)} does not exist")
         length = max(0, min(length, there.size - start))
-        return self._range(there, start, length)
+        return b"".join(self._range(there, start, length))
 
-    def _range(self, entry: Entry, start: int, length: int) -> bytes:
+    def _range(self, entry: Entry, start: int, length: int) -> tuple[bytes, ...]:
         """Bytes of one version of a key; `Conflict` when it was replaced meanwhile."""
         if length == 0:
-            return b""
+            return ()
         headers = {"Range": f"bytes={start}-{start + length - 1}", "If-Match": f'"{entry.etag}"'}
         call = Call("GET", self.full(entry.key), headers=headers, max_reply_bytes=length)
         what = self.wire.what(call)
 
-        def once(_attempt: Attempt) -> bytes:
+        def once(_attempt: Attempt) -> tuple[bytes, ...]:
             reply = self.wire.send(call)
             if reply.status != 206 and (start, length) != (0, entry.size):
                 raise Unsupported(f"{what}: the server ignores Range; probe it, use another")
-            if len(reply.data) != length:
-                raise Transient(f"{len(reply.data)} of {length} bytes arrived")
-            return reply.data
+            if reply.length != length:
+                raise Transient(f"{reply.length} of {length} bytes arrived")
+            return reply.pieces
 
         return persist(once, patience=self.wire.patience, what=what, size_bytes=length)
 

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from kubebooth_store import listing, multipart
+from kubebooth_store.content import Part
 from kubebooth_store.errors import Denied, NotFound, StoreError, Unavailable
 from kubebooth_store.keys import join
 from kubebooth_store.s3 import S3Store
@@ -80,7 +81,8 @@ def _takes_parts(store: S3Store, key: str) -> tuple[bool, bool]:
             )
         )
         resumes = _lists(store, begun, data)
-        multipart.complete(store.wire, begun, {1: reply.etag})
+        part = Part(1, 0, len(data), hashlib.sha256(data).hexdigest())
+        multipart.complete(store.wire, begun, [part], {1: reply.etag})
         return store.read(key, max_bytes=100) == data, resumes
     except (Unavailable, Denied):
         raise
