@@ -71,7 +71,7 @@ class Cache:
         self._children: dict[str, set[tuple[Resource, Name]]] = {}
         self._labelled: dict[Name, set[Name]] = {}
         self._jobs: dict[str, Name] = {}
-        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._tombstones: OrderedDict[str, int | None] = OrderedDict()
         self._phases: dict[str, Counter[str]] = {r.plural: Counter() for r in resources}
 
     def put(self, resource: Resource, body: Mapping[str, Any]) -> bool:
@@ -79,7 +79,7 @@ class Cache:
         metadata = body["metadata"]
         name: Name = (metadata["namespace"], metadata["name"])
         uid, version = metadata["uid"], _number(metadata.get("resourceVersion"))
-        if uid in self._tombstones:
+        if self._is_buried(uid, version):
             return False
         known = self._objects[resource].get(name)
         if known is not None and known.version is not None and version is not None:
@@ -92,11 +92,20 @@ class Cache:
         self._insert(resource, name, _entry(resource, body, uid=uid, version=version))
         return True
 
-    def drop(self, resource: Resource, name: Name, *, uid: str) -> bool:
-        """Forget an object that was deleted. Gives whether it was known."""
-        self._bury(uid)
+    def drop(
+        self, resource: Resource, name: Name, *, uid: str, version: str | None = None
+    ) -> bool:
+        """Forget an object. Gives whether it was known.
+
+        With `version` it left our labels or the cluster then, and anything newer is remembered
+        again; without, it is known to be deleted and its uid never comes back.
+        """
+        gone_at = _number(version)
+        self._bury(uid, gone_at)
         known = self._objects[resource].get(name)
         if known is None or known.uid != uid:
+            return False
+        if gone_at is not None and known.version is not None and known.version > gone_at:
             return False
         self._remove(resource, name, known)
         return True
@@ -183,11 +192,11 @@ class Cache:
 
     def _is_unseen(self, entry: Entry | None, facts: tuple[str, str]) -> bool:
         uid, text = facts
-        if uid in self._tombstones:
+        version = _number(text)
+        if self._is_buried(uid, version):
             return False
         if entry is None:
             return True
-        version = _number(text)
         if version is None or entry.version is None:
             return entry.uid != uid
         return entry.version < version
@@ -212,8 +221,14 @@ class Cache:
         if entry.parent is not None:
             _discard(self._labelled, entry.parent, name)
 
-    def _bury(self, uid: str) -> None:
-        self._tombstones[uid] = None
+    def _is_buried(self, uid: str, version: int | None) -> bool:
+        if uid not in self._tombstones:
+            return False
+        gone_at = self._tombstones[uid]
+        return gone_at is None or version is None or version <= gone_at
+
+    def _bury(self, uid: str, gone_at: int | None) -> None:
+        self._tombstones[uid] = gone_at
         if len(self._tombstones) > _MOST_TOMBSTONES:
             self._tombstones.popitem(last=False)
 

@@ -44,7 +44,7 @@ async def resync(
         if entry is None:
             continue
         keys |= _parent(cache, resource, entry.load())
-        cache.drop(resource, name, uid=entry.uid)
+        cache.drop(resource, name, uid=entry.uid, version=version)
     for name in differences.unseen:
         body = await cluster.refresh_object(resource, name)
         keys |= _parent(cache, resource, body)

@@ -517,12 +517,13 @@ class Simulator:
         return (self.now - START).total_seconds()
 
     def _event(self, type_: str, resource: Resource, body: Json) -> None:
-        if not _selected(resource, body):
-            return
+        metadata = body["metadata"]
         key = self.cache.parent_of(resource, body)
-        name = (body["metadata"]["namespace"], body["metadata"]["name"])
-        if type_ == "DELETED":
-            changed = self.cache.drop(resource, name, uid=body["metadata"]["uid"])
+        name = (metadata["namespace"], metadata["name"])
+        # What no longer has the selected labels is told as deleted.
+        if type_ == "DELETED" or not _selected(resource, body):
+            uid, version = metadata["uid"], metadata["resourceVersion"]
+            changed = self.cache.drop(resource, name, uid=uid, version=version)
         else:
             changed = self.cache.put(resource, body)
         if changed and key is not None:
