@@ -20,6 +20,7 @@ import pytest
 from kubebooth_cluster import binaries
 from kubebooth_cluster.api import Api, ApiError
 from kubebooth_cluster.controlplane import ControlPlane, Options
+from kubebooth_cluster.nodeagent import NodeAgent
 from kubebooth_cluster.weed import Weed
 
 _T = TypeVar("_T")
@@ -124,6 +125,70 @@ def control_plane() -> Iterator[RealApi]:
             yield RealApi(plane, plane.kubeconfig)
         finally:
             plane.stop(grace_s=3)
+
+
+@dataclass(frozen=True)
+class RealCluster(RealApi):
+    """A running API server with one node that runs pods."""
+
+    agent: NodeAgent
+
+    def pods(self, namespace: str) -> list[Any]:
+        """The pods of a namespace."""
+        return list(self.api.get(f"/api/v1/namespaces/{namespace}/pods")["items"])
+
+    def wait_pod(self, namespace: str, name: str, phase: str, *, timeout_s: float = 60) -> Any:
+        """The pod once it is in that phase. Raises AssertionError."""
+        path = f"/api/v1/namespaces/{namespace}/pods/{name}"
+
+        def probe() -> Any:
+            pod = found(self.api, path)
+            return pod if pod and (pod.get("status") or {}).get("phase") == phase else None
+
+        try:
+            return eventually(probe, what=f"pod {name} {phase}", timeout_s=timeout_s)
+        except AssertionError as error:
+            shown = json.dumps((found(self.api, path) or {}).get("status"), indent=1)
+            raise AssertionError(f"{error}; status: {shown}") from None
+
+    def logs(self, namespace: str, name: str, *words: str) -> str:
+        """What `kubectl logs` shows."""
+        return self.kubectl("-n", namespace, "logs", name, *words).stdout
+
+
+def running_cluster(folder: Path, **settings: Any) -> Iterator[RealCluster]:
+    """A cluster in `folder` for the time of a test; its end leaves no process behind.
+
+    `settings` are those of the node agent, such as `gpus` and `backoff_base_s`.
+    """
+    plane = ControlPlane(folder / "cluster", options=Options(die_with_parent=True))
+    offered = {"gpus": 4, "cpus": 32, "memory_bytes": 64 << 30, "backoff_base_s": 1}
+    agent = NodeAgent(plane, die_with_parent=True, **{**offered, **settings})
+    try:
+        plane.start()
+        agent.start()
+        yield RealCluster(plane, plane.kubeconfig, agent)
+    finally:
+        agent.stop()
+        plane.stop(grace_s=3)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RealCluster]:
+    """A real cluster of one node with 4 GPUs that really runs pods, one for the session.
+
+    Its crash back-off begins at 1 s instead of 10.
+    """
+    for folder in short_folder():
+        yield from running_cluster(folder, pods_die_with_agent=True)
+
+
+@pytest.fixture
+def cluster_namespace(cluster: RealCluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own in `cluster`, deleted (not awaited) afterwards."""
+    name = cluster.make_namespace(request.node.name)
+    yield name
+    cluster.api.delete(f"/api/v1/namespaces/{name}")
 
 
 @pytest.fixture

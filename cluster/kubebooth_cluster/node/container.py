@@ -1,0 +1,439 @@
+"""One container over all its attempts: start, adopt, probe, stop, restart with back-off.
+
+It must not know the other containers of its pod; the pod decides when it runs.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import signal
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from kubebooth_cluster import processes
+from kubebooth_cluster.api import ApiError
+from kubebooth_cluster.errors import ClusterError
+from kubebooth_cluster.node import launch, memory, probes
+from kubebooth_cluster.node.configure import configure, gpu_count
+from kubebooth_cluster.node.environment import ConfigError
+from kubebooth_cluster.node.images import Image, find_image
+from kubebooth_cluster.node.kube import Unreachable
+from kubebooth_cluster.node.quantities import parse_quantity
+from kubebooth_cluster.node.records import Exit, Record, read_record, write_record
+from kubebooth_cluster.node.sandbox import Sandbox, bwrap_options
+from kubebooth_cluster.node.settings import Object, age_s, now
+from kubebooth_cluster.node.site import Site
+from kubebooth_cluster.node.status import ContainerView
+from kubebooth_cluster.node.termination import clean_start_error, termination_message
+
+log = logging.getLogger("kubebooth.node")
+
+_CONFIG_RETRY_S = 1.0
+_HEALTHY_S = 600
+_MIN_GRACE_S = 2.0
+
+
+class Container:
+    """The life of one container; `run` is its task, the other verbs may be called beside it."""
+
+    def __init__(self, site: Site, spec: Object, kind: str) -> None:
+        """`kind` is main, init or sidecar."""
+        self.site = site
+        self.spec = spec
+        self.kind = kind
+        self.name = str(spec["name"])
+        self.folder = site.folder / "containers" / self.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.record: Record | None = read_record(self.folder / "record.json")
+        self.started = asyncio.Event()
+        self._ready = False
+        self._waiting: tuple[str, str] | None = None
+        self._stopping = asyncio.Event()
+        self._reason = ""
+        self._fresh = self.record is None
+        if self.record is not None:
+            site.devices.hold(self._owner, self.record.gpus)
+
+    @property
+    def _owner(self) -> str:
+        return f"{self.site.uid}/{self.name}"
+
+    @property
+    def policy(self) -> str:
+        """Always, OnFailure or Never: its own, or the pod's."""
+        if self.kind == "sidecar":
+            return "Always"
+        policy = str(self.spec.get("restartPolicy") or self.site.restart_policy)
+        return "OnFailure" if self.kind == "init" and policy == "Always" else policy
+
+    @property
+    def launched(self) -> launch.Launched | None:
+        """The running attempt, if there is one."""
+        record = self.record
+        return record.launched if record is not None and record.exit is None else None
+
+    def log_file(self, number: int) -> Path:
+        """The log of one attempt."""
+        return self.folder / f"{number}.log"
+
+    def view(self) -> ContainerView:
+        """What the pod's status says of it."""
+        record = self.record
+        running = self.launched is not None and record is not None
+        return ContainerView(
+            name=self.name,
+            image=self.spec["image"],
+            image_id=f"{self.spec['image']}@local" if record else "",
+            kind=self.kind,
+            restarts=self.policy != "Never",
+            waiting=self._waiting,
+            running_since=record.started_at if running and record else None,
+            exit=record.exit if record and self._waiting is None else None,
+            previous=_last_exit(record, waiting=self._waiting is not None),
+            container_id=record.container_id if record else "",
+            restart_count=record.number if record else 0,
+            started=running and self.started.is_set(),
+            ready=self._is_ready(running=running),
+        )
+
+    def _is_ready(self, *, running: bool) -> bool:
+        if self.kind == "init":
+            return bool(self.record and self.record.exit and self.record.exit.code == 0)
+        return running and self._ready
+
+    def wait_for(self, reason: str, message: str = "") -> None:
+        """Say why it does not run."""
+        if self._waiting != (reason, message):
+            self._waiting = (reason, message)
+            self.site.changed()
+
+    async def run(self) -> Exit | None:
+        """Run until it ended for good; None when it was stopped before it ever started."""
+        while True:
+            ended = await self._once()
+            if ended is None or self._stopping.is_set() or not self._restarts(ended):
+                return self.record.exit if self.record else None
+            if not await self._back_off(ended):
+                self._waiting = None
+                return ended
+
+    def _restarts(self, ended: Exit) -> bool:
+        return self.policy == "Always" or (self.policy == "OnFailure" and ended.code != 0)
+
+    async def _once(self) -> Exit | None:
+        """One attempt to its end, or the rest of the one that an earlier agent started."""
+        if self._fresh and not await self._start():
+            return None
+        self._fresh = True
+        self._waiting = None
+        if self.record is not None and self.record.exit is None:
+            await self._attend()
+        return self.record.exit if self.record else None
+
+    async def _start(self) -> bool:
+        """Configure and start the next attempt; False when it is to stop instead."""
+        while not self._stopping.is_set():
+            image = await self._image()
+            if image is None:
+                return False
+            try:
+                await self._launch(image)
+            except ConfigError as error:
+                self.wait_for("CreateContainerConfigError", str(error))
+                self.site.events.tell(self.site.pod, "Failed", f"Error: {error}", warning=True)
+            except ApiError as error:
+                self.wait_for("CreateContainerConfigError", str(error))
+            except Unreachable as error:
+                log.info("container=%s waits for the API server: %s", self.name, error)
+            else:
+                return True
+            await self._pause(_CONFIG_RETRY_S)
+        return False
+
+    async def _image(self) -> Image | None:
+        """The image, waiting for it as a kubelet does; None when it is to stop."""
+        name = self.spec["image"]
+        delay = self.site.settings.backoff_base_s
+        while not self._stopping.is_set():
+            image = find_image(name, self.site.settings.folder / "images.json")
+            if image is not None:
+                return image
+            problem = f'failed to pull image "{name}": not found in the table of images here'
+            never = self.spec.get("imagePullPolicy") == "Never"
+            if never:
+                self.wait_for(
+                    "ErrImageNeverPull",
+                    f'Container image "{name}" is not present with pull policy of Never',
+                )
+            else:
+                self.wait_for("ErrImagePull", problem)
+            self.site.events.tell(self.site.pod, "Failed", problem, warning=True)
+            if await self._pause(min(2.0, delay)):
+                return None
+            if not never:
+                self.wait_for("ImagePullBackOff", f'Back-off pulling image "{name}": {problem}')
+            await self._pause(delay)
+            delay = min(delay * 2, self.site.settings.backoff_cap_s)
+        return None
+
+    async def _launch(self, image: Image) -> None:
+        number = 0 if self.record is None else self.record.number + 1
+        gpus = self.site.devices.take(self._owner, gpu_count(self.spec))
+        if gpus is None:
+            raise ConfigError("Allocate failed due to requested number of devices unavailable")
+        message_file = self.folder / f"{number}.message"
+        message_file.write_bytes(b"")
+        message_file.chmod(0o666)
+        sandbox = await configure(self.site, self.spec, image, gpus=gpus, message_file=message_file)
+        if self._stopping.is_set():
+            return
+        self._forget(number - 2)
+        record = Record(
+            number=number,
+            gpus=gpus,
+            previous=self.record.exit if self.record else None,
+            environment=dict(sandbox.environment),
+            workdir=sandbox.workdir,
+        )
+        self._begin(record, sandbox)
+
+    def _begin(self, record: Record, sandbox: Sandbox) -> None:
+        self.started.clear()
+        self._ready = False
+        self._reason = ""
+        status = self.folder / f"{record.number}.status"
+        try:
+            launched = launch.launch(
+                self.site.settings.bwrap,
+                bwrap_options(sandbox),
+                sandbox.command,
+                name=f"{launch.marker(self.site.folder)}{self.name}",
+                log=self.log_file(record.number),
+                status=status,
+            )
+        except ClusterError as error:
+            raise ConfigError(str(error)) from error
+        self._keep(dataclasses.replace(record, launched=launched))
+        if launched is None:
+            self._finish()
+        self._waiting = None
+        self.site.changed()
+
+    def _keep(self, record: Record) -> None:
+        write_record(self.folder / "record.json", record)
+        self.record = record
+
+    def _forget(self, number: int) -> None:
+        for ending in ("log", "status", "message"):
+            (self.folder / f"{number}.{ending}").unlink(missing_ok=True)
+
+    async def _attend(self) -> None:
+        """Stay with a running attempt until it ends."""
+        launched = self.launched
+        if launched is None:
+            return
+        helpers = [asyncio.create_task(job) for job in self._helpers(launched)]
+        try:
+            await launch.ended(launched.monitor)
+            # bwrap itself may have been killed: then its container must not go on alone.
+            launch.signal_container(launched, signal.SIGKILL)
+            await launch.ended(launched.child)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+        self._finish()
+
+    def _helpers(self, launched: launch.Launched) -> list[Coroutine[Any, Any, None]]:
+        jobs = [self._probe(launched)]
+        limits = (self.spec.get("resources") or {}).get("limits") or {}
+        if "memory" in limits:
+            limit = int(parse_quantity(limits["memory"]))
+            jobs.append(self._guard_memory(launched, limit_bytes=limit))
+        return jobs
+
+    async def _guard_memory(self, launched: launch.Launched, *, limit_bytes: int) -> None:
+        await memory.exceeded(launched.child, limit_bytes=limit_bytes)
+        self._reason = "OOMKilled"
+        launch.signal_container(launched, signal.SIGKILL)
+
+    def _finish(self) -> None:
+        """Note how the attempt ended."""
+        record = self.record
+        if record is None:
+            return
+        code = launch.exit_code(self.folder / f"{record.number}.status")
+        log_file = self.log_file(record.number)
+        failed = clean_start_error(log_file) if code is None else ""
+        message = failed or termination_message(
+            self.spec, self.folder / f"{record.number}.message", log_file, code
+        )
+        if failed:
+            code, reason = 128, "StartError"
+        else:
+            # Without a code the whole container was killed together with its shim.
+            code = 137 if code is None else code
+            reason = self._reason or ("Completed" if code == 0 else "Error")
+        ended = Exit(code, reason, record.started_at, now(), record.container_id, message)
+        self._keep(dataclasses.replace(record, exit=ended))
+        log.info(
+            "container=%s pod=%s exit=%d reason=%s",
+            self.name,
+            self.site.full_name,
+            code,
+            reason,
+        )
+        self._ready = False
+        self.site.changed()
+
+    def target(self) -> probes.Target:
+        """What probes and hooks are asked of: the running attempt."""
+        record = self.record
+        if record is None or record.launched is None:
+            raise ProcessLookupError(f"container {self.name} does not run")
+        return probes.Target(
+            ip=self.site.facts.ip,
+            child=record.launched.child,
+            environment=record.environment,
+            workdir=record.workdir,
+            ports=self.spec.get("ports") or (),
+        )
+
+    async def _probe(self, launched: launch.Launched) -> None:
+        await self._hook("postStart")
+        if "startupProbe" in self.spec:
+            await probes.follow(self.spec["startupProbe"], self.target, self._on_startup)
+        if not self.started.is_set() and "startupProbe" in self.spec:
+            return
+        self.started.set()
+        self._ready = "readinessProbe" not in self.spec
+        self.site.changed()
+        loops = []
+        if "livenessProbe" in self.spec:
+            loops.append(probes.follow(self.spec["livenessProbe"], self.target, self._on_liveness))
+        if "readinessProbe" in self.spec:
+            loops.append(
+                probes.follow(self.spec["readinessProbe"], self.target, self._on_readiness)
+            )
+        await asyncio.gather(*loops)
+
+    async def _on_startup(self, ok: bool, message: str) -> bool:
+        if ok:
+            self.started.set()
+            return True
+        return await self._unhealthy("Startup", self.spec["startupProbe"], message)
+
+    async def _on_liveness(self, ok: bool, message: str) -> bool:
+        return not ok and await self._unhealthy("Liveness", self.spec["livenessProbe"], message)
+
+    async def _on_readiness(self, ok: bool, message: str) -> bool:
+        if not ok:
+            told = f"Readiness probe failed: {message}"
+            self.site.events.tell(self.site.pod, "Unhealthy", told, warning=True)
+        if ok != self._ready:
+            self._ready = ok
+            self.site.changed()
+        return False
+
+    async def _unhealthy(self, kind: str, probe: Object, message: str) -> bool:
+        """Kill the attempt that failed a probe; the restart policy does the rest."""
+        told = f"{kind} probe failed: {message}"
+        self.site.events.tell(self.site.pod, "Unhealthy", told, warning=True)
+        grace = self.site.pod["spec"].get("terminationGracePeriodSeconds", 30)
+        grace = probe.get("terminationGracePeriodSeconds", grace)
+        # Not awaited: ending the process cancels the task that asks the probes.
+        self._killing = asyncio.create_task(self._terminate(time.monotonic() + grace))
+        return True
+
+    async def _hook(self, name: str) -> None:
+        action = (self.spec.get("lifecycle") or {}).get(name)
+        if action is None or self.launched is None:
+            return
+        ok, message = await probes.ask(action, self.target(), timeout_s=600)
+        if not ok:
+            told = f"{name} hook failed: {message}"
+            self.site.events.tell(self.site.pod, f"Failed{name[0].upper()}{name[1:]}Hook", told)
+            if name == "postStart":
+                self._killing = asyncio.create_task(self._terminate(time.monotonic() + 2))
+
+    async def _terminate(self, deadline: float) -> None:
+        """preStop, SIGTERM, and SIGKILL at the deadline (monotonic seconds)."""
+        launched = self.launched
+        if launched is None:
+            return
+        self.site.events.tell(self.site.pod, "Killing", f"Stopping container {self.name}")
+        try:
+            async with asyncio.timeout_at(_loop_time(deadline)):
+                await self._hook("preStop")
+        except TimeoutError:
+            log.info("preStop of container=%s took all of the grace period", self.name)
+        launch.signal_container(launched, signal.Signals[self._stop_signal()])
+        # A hook that took all the time still leaves the process two seconds, as a kubelet does.
+        last = max(deadline, time.monotonic() + _MIN_GRACE_S) if deadline else deadline
+        await self._kill_at(launched, last)
+
+    def _stop_signal(self) -> str:
+        return str((self.spec.get("lifecycle") or {}).get("stopSignal") or "SIGTERM")
+
+    async def _kill_at(self, launched: launch.Launched, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(_loop_time(deadline)):
+                await launch.ended(launched.child)
+        except TimeoutError:
+            launch.signal_container(launched, signal.SIGKILL)
+
+    async def stop(self, deadline: float) -> None:
+        """Stop it for good, by `deadline` (monotonic seconds)."""
+        self._stopping.set()
+        await self._terminate(deadline)
+
+    def kill(self) -> None:
+        """SIGKILL it for good, at once."""
+        self._stopping.set()
+        if self.launched is not None:
+            launch.signal_container(self.launched, signal.SIGKILL)
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait, or be told to stop: then True."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _back_off(self, ended: Exit) -> bool:
+        """Wait as long as the restart count asks for; False when it is to stop instead."""
+        number = self.record.number if self.record else 0
+        ran_s = age_s(ended.started_at) - age_s(ended.finished_at)
+        if number == 0 or ran_s > _HEALTHY_S:
+            return not await self._pause(0.1)
+        settings = self.site.settings
+        delay = min(settings.backoff_base_s * 2.0 ** min(number - 1, 20), settings.backoff_cap_s)
+        told = f"back-off {delay:g}s restarting failed container={self.name} pod="
+        self.wait_for("CrashLoopBackOff", told + self.site.full_name)
+        self.site.events.tell(
+            self.site.pod,
+            "BackOff",
+            f"Back-off restarting failed container {self.name}",
+            warning=True,
+        )
+        return not await self._pause(max(0.0, delay - age_s(ended.finished_at)))
+
+    def processes_alive(self) -> bool:
+        """Whether any process of it is left on the machine."""
+        launched = self.record.launched if self.record else None
+        return launched is not None and processes.is_alive(launched.child)
+
+
+def _last_exit(record: Record | None, *, waiting: bool) -> Exit | None:
+    """The exit that `lastState` tells: of the attempt before the one that the state tells."""
+    if record is None:
+        return None
+    return record.exit if waiting else record.previous
+
+
+def _loop_time(deadline: float) -> float:
+    return deadline - time.monotonic() + asyncio.get_running_loop().time()

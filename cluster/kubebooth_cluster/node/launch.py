@@ -1,0 +1,207 @@
+"""Starts a container's process and tells how it ended; it must not know why it was started.
+
+bubblewrap's own outer process is the shim: it outlives the agent and leaves the exit
+code in a file, so that an agent started anew can take the container over.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kubebooth_cluster import processes
+from kubebooth_cluster.errors import ClusterError
+from kubebooth_cluster.processes import ProcessId
+
+_ARGS_FD, _STATUS_FD = 10, 11
+_NICENESS = 5
+_START_S = 20
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The outer bwrap process and the container's first process, as this machine sees them."""
+
+    monitor: ProcessId
+    child: ProcessId
+
+
+def marker(folder: Path) -> str:
+    """The first word in the process list of every container kept below `folder`."""
+    return f"kubebooth-pod:{folder}/"
+
+
+def launch(
+    program: Path,
+    options: Sequence[str],
+    command: Sequence[str],
+    *,
+    name: str,
+    log: Path,
+    status: Path,
+) -> Launched | None:
+    """Start `command` in a sandbox; None when it ended before it could be seen.
+
+    `name` becomes argv[0]. The options travel in memory, because the process list
+    must not show a Secret. Raises ClusterError when bwrap does not get so far.
+    """
+    status.write_text("")
+    arguments = os.memfd_create("bwrap-arguments")
+    opened = [arguments]
+    try:
+        os.write(arguments, b"".join(os.fsencode(word) + b"\0" for word in options))
+        os.lseek(arguments, 0, os.SEEK_SET)
+        report = os.open(status, os.O_WRONLY | os.O_APPEND)
+        output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        opened += [report, output, nothing]
+        pid = os.posix_spawn(
+            program,
+            [name, "--args", str(_ARGS_FD), "--json-status-fd", str(_STATUS_FD), "--", *command],
+            {"PATH": os.defpath},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, nothing, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+                (os.POSIX_SPAWN_DUP2, arguments, _ARGS_FD),
+                (os.POSIX_SPAWN_DUP2, report, _STATUS_FD),
+            ],
+            setsid=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"cannot start {program}: {error}") from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return _identified(pid, status)
+
+
+def _identified(pid: int, status: Path) -> Launched | None:
+    monitor = processes.identify(pid)
+    deadline = time.monotonic() + _START_S
+    while monitor is not None and time.monotonic() < deadline:
+        number = _reported(status, "child-pid")
+        if number is not None:
+            child = processes.identify(number)
+            if child is None:
+                return None
+            for process in (monitor, child):
+                # The control plane and the agent must answer while pods keep all cores busy.
+                with suppress(ProcessLookupError):
+                    os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+            return Launched(monitor, child)
+        if processes.identify(pid) is None:
+            return None
+        time.sleep(0.001)
+    return None
+
+
+def _reported(status: Path, key: str) -> int | None:
+    try:
+        lines = status.read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in lines:
+        with suppress(ValueError):
+            document = json.loads(line)
+            if isinstance(document, dict) and key in document:
+                return int(document[key])
+    return None
+
+
+def exit_code(status: Path) -> int | None:
+    """The code that the container's first process ended with (128+n for signal n), if known."""
+    return _reported(status, "exit-code")
+
+
+async def ended(process: ProcessId) -> None:
+    """Wait until the process is gone; it need not be a child of ours."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        if processes.identify(process.pid) == process:
+            loop.add_reader(descriptor, gone.set)
+            await gone.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        reap(process.pid)
+
+
+def reap(pid: int) -> None:
+    """Collect an ended child, so that it does not stay as a zombie."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def signal_container(launched: Launched, number: signal.Signals) -> None:
+    """Signal the container's first process; SIGKILL there ends every process of it."""
+    processes.send(launched.child, number)
+
+
+def leftovers(folder: Path) -> list[ProcessId]:
+    """The first processes of all containers below `folder` that still run on this machine."""
+    prefix = marker(folder).encode()
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError, ValueError):
+            if Path(entry.path, "cmdline").read_bytes().startswith(prefix):
+                children = Path(entry.path, "task", entry.name, "children").read_text().split()
+                # Without a child bwrap is just starting or ending: then it is the one to end.
+                pids = [int(child) for child in children] or [int(entry.name)]
+                found += [identity for pid in pids if (identity := processes.identify(pid))]
+    return found
+
+
+def kill_leftovers(folder: Path) -> int:
+    """SIGKILL every container below `folder`; returns how many there were."""
+    total = 0
+    while remaining := leftovers(folder):
+        total += len(remaining)
+        for process in remaining:
+            processes.kill(process)
+        for process in remaining:
+            reap(process.pid)
+    return total
+
+
+def exec_command(child: ProcessId, command: Sequence[str], *, workdir: str) -> list[str]:
+    """The command line that runs `command` inside a running container."""
+    return [
+        *("nsenter", "--target", str(child.pid), "--user", "--preserve-credentials"),
+        *("--mount", "--pid", "--ipc", "--uts", f"--wdns={workdir}", "--", *command),
+    ]
+
+
+async def run_inside(
+    child: ProcessId, command: Sequence[str], environment: dict[str, str], *, workdir: str
+) -> tuple[int, str]:
+    """Run `command` inside the container to its end: exit code and what it printed."""
+    # nsenter itself runs outside: a pod must not choose which libraries it loads.
+    safe = {key: value for key, value in environment.items() if not key.startswith("LD_")}
+    process = await asyncio.create_subprocess_exec(
+        *exec_command(child, command, workdir=workdir),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=safe,
+    )
+    try:
+        output, _ = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    return process.returncode or 0, output.decode(errors="replace")[-1000:]
