@@ -92,7 +92,9 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
             if progress.total_steps == 0:
                 return
             if progress.stage not in tasks:
-                tasks[progress.stage] = bars.add_task(progress.stage, told="")
+                tasks[progress.stage] = bars.add_task(
+                    progress.stage, total=progress.total_steps, told=""
+                )
             bars.update(
                 tasks[progress.stage],
                 completed=progress.step,

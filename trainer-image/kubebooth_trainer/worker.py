@@ -76,7 +76,9 @@ def read_run(path: Path) -> AnyRun:
     try:
         run = RUN.validate_json(data)
     except ValidationError as error:
-        raise ConfigurationError(f"{path.name} is no valid Run: {explain(error, 'run')}") from error
+        # Pydantic puts the kind into the path; the person who wrote the Run did not.
+        told = explain(error, "run").replace(f"run.{kind_of(path)}.", "run.")
+        raise ConfigurationError(f"{path.name} is no valid Run: {told}") from error
     try:
         layout.session(run.session.namespace, run.session.name)
     except ValueError as error:

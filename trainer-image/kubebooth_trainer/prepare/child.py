@@ -13,18 +13,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kubebooth_trainer.prepare.protocol import CPU_LIMIT_S, MEMORY_MIB, READY
+from kubebooth_trainer.prepare.protocol import CPU_LIMIT_S, READY
 from kubebooth_trainer.prepare.render import Refused, render
 
 _FILE_LIMIT_BYTES = 256 * 1024 * 1024
 
 
-def main() -> None:
+def main(memory_mib: int) -> None:
     """Answer questions until stdin ends."""
     # Whatever a library prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    _limit(resource.RLIMIT_AS, MEMORY_MIB * 1024 * 1024)
+    _limit(resource.RLIMIT_AS, memory_mib * 1024 * 1024)
     _limit(resource.RLIMIT_FSIZE, _FILE_LIMIT_BYTES)
     _limit(resource.RLIMIT_CORE, 0)
     answers.write(READY + b"\n")
@@ -75,4 +75,4 @@ def _limit(which: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

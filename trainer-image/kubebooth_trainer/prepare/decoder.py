@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from kubebooth_trainer.errors import InternalFault
-from kubebooth_trainer.prepare.protocol import READY, wall_limit_s
+from kubebooth_trainer.prepare.protocol import MEMORY_MIB, READY, WALL_LIMIT_S
 
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SYSTEMROOT")
 _REPLY_LIMIT_BYTES = 65_536
@@ -56,7 +56,11 @@ class _Child:
 class Decoder:
     """One child for all pictures; use it as a context manager."""
 
-    def __init__(self, *, scratch: Path) -> None:
+    def __init__(
+        self, *, scratch: Path, memory_mib: int = MEMORY_MIB, wall_limit_s: float = WALL_LIMIT_S
+    ) -> None:
+        self._memory_mib = memory_mib
+        self._wall_limit_s = wall_limit_s
         self._log = scratch / "decoder.log"
         self._child: _Child | None = None
         self._pending = b""
@@ -85,11 +89,11 @@ class Decoder:
         except OSError:
             return self._dead()
         try:
-            line = self._line(child, limit_s=wall_limit_s())
+            line = self._line(child, limit_s=self._wall_limit_s)
         except TimeoutError:
             self._end()
             return Verdict(
-                f"takes more than {wall_limit_s():.0f} s to decode; export it again as JPEG or PNG"
+                f"takes more than {self._wall_limit_s:g} s to decode; export it again as JPEG or PNG"
             )
         return self._dead() if line is None else self._answer(line)
 
@@ -113,7 +117,7 @@ class Decoder:
         if self._child is not None and self._child.process.poll() is None:
             return self._child
         self._end()
-        self._child = child = _start(self._log)
+        self._child = child = _start(self._log, memory_mib=self._memory_mib)
         try:
             line = self._line(child, limit_s=_START_LIMIT_S)
         except TimeoutError:
@@ -159,7 +163,7 @@ class Decoder:
             return child.process.wait()
 
 
-def _start(log: Path) -> _Child:
+def _start(log: Path, *, memory_mib: int) -> _Child:
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -167,7 +171,7 @@ def _start(log: Path) -> _Child:
     }
     with log.open("wb") as said:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kubebooth_trainer.prepare.child"],
+            [sys.executable, "-P", "-m", "kubebooth_trainer.prepare.child", str(memory_mib)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,

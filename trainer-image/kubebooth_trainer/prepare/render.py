@@ -132,7 +132,10 @@ def _square(image: Image.Image, *, edge: int) -> Image.Image:
     if small.mode == "F":
         small = small.point(lambda value: value * scale + 0.5).convert("L")
     flat = _to_srgb(_on_white(small), profile)
-    return flat.transpose(_TURNS[turn]) if turn in _TURNS else flat
+    square = flat.transpose(_TURNS[turn]) if turn in _TURNS else flat
+    # Profiles and comments of the original would otherwise travel into the file we write.
+    square.info = {}
+    return square
 
 
 def centre_box(
@@ -233,4 +236,4 @@ def _damaged(error: Exception) -> str:
     text = " ".join(str(error).split())[:160]
     if "truncated" in text.lower() or isinstance(error, EOFError):
         return f"is cut off ({text or 'unexpected end'}); upload it again"
-    return f"is damaged ({text or type(error).__name__}); export it again as JPEG or PNG"
+    return f"is damaged ({text or type(error).__name__}); upload it again, or export it as JPEG"

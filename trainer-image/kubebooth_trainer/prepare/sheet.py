@@ -6,6 +6,7 @@ It only draws pictures that were made by us and must not read what users uploade
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ MAX_PICTURES = 60
 """Pictures on the sheet; the rest is counted."""
 
 _COLUMNS = 6
+_FEWEST_COLUMNS = 3
 _THUMB = 176
 _GAP = 16
 _LINES = 4
@@ -44,19 +46,20 @@ class Thumb:
 def draw(thumbs: Sequence[Thumb], *, title: str, subtitle: str) -> bytes:
     """PNG bytes of the sheet; equal inputs give equal bytes."""
     told = thumbs[:MAX_PICTURES]
-    columns = max(1, min(_COLUMNS, len(told)))
-    columns = max(columns, 3)
+    columns = max(_FEWEST_COLUMNS, min(_COLUMNS, len(told)))
     rows = max(1, -(-len(told) // columns))
-    cell_height = _THUMB + 12 + _LINE_HEIGHT * (_LINES + 1) + _GAP
+    prompts = [_wrapped(thumb.prompt, _font(13), _THUMB) for thumb in told]
+    lines = max((len(prompt) for prompt in prompts), default=1)
+    cell_height = _THUMB + 14 + _LINE_HEIGHT * (lines + 1) + _GAP
     width = _GAP + columns * (_THUMB + _GAP)
-    footer = 34 if len(thumbs) > len(told) else 8
+    footer = 34 if len(thumbs) > len(told) else 0
     sheet = Image.new("RGB", (width, _HEADER + rows * cell_height + footer), _PAPER)
     pen = ImageDraw.Draw(sheet)
     _header(pen, width=width, title=title, subtitle=subtitle)
     for index, thumb in enumerate(told):
         row, column = divmod(index, columns)
         left, top = _GAP + column * (_THUMB + _GAP), _HEADER + row * cell_height
-        _cell(sheet, pen, thumb, left=left, top=top)
+        _cell(sheet, pen, thumb, prompts[index], left=left, top=top)
     if len(thumbs) > len(told):
         text = f"and {len(thumbs) - len(told)} more pictures"
         pen.text((_GAP, sheet.height - 28), text, font=_font(14), fill=_FAINT)
@@ -73,7 +76,13 @@ def _header(pen: ImageDraw.ImageDraw, *, width: int, title: str, subtitle: str) 
 
 
 def _cell(
-    sheet: Image.Image, pen: ImageDraw.ImageDraw, thumb: Thumb, *, left: int, top: int
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    thumb: Thumb,
+    prompt: list[str],
+    *,
+    left: int,
+    top: int,
 ) -> None:
     with Image.open(thumb.path, formats=("PNG",)) as picture:
         small = picture.convert("RGB").resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
@@ -82,14 +91,14 @@ def _cell(
     y = top + _THUMB + 6
     pen.text((left, y), _cut(thumb.title, _font(11), _THUMB), font=_font(11), fill=_FAINT)
     ink = _ACCENT if thumb.captioned else _INK
-    for line in _wrapped(thumb.prompt, _font(13), _THUMB):
+    for line in prompt:
         y += _LINE_HEIGHT
         pen.text((left, y), line, font=_font(13), fill=ink)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
     lines: list[str] = []
-    rest = text.split()[:80]
+    rest = _drawable(text).split()[:80]
     while rest and len(lines) < _LINES:
         count = 1
         while count < len(rest) and font.getlength(" ".join(rest[: count + 1])) <= room:
@@ -101,12 +110,19 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    text = text[:200]
+    text = _drawable(text)[:200]
     if font.getlength(text) <= room:
         return text
     while text and font.getlength(f"{text}…") > room:
         text = text[:-1]
     return f"{text}…"
+
+
+def _drawable(text: str) -> str:
+    """The nearest text that the built-in font has letters for: `ä` is drawn as `a`."""
+    decomposed = unicodedata.normalize("NFKD", text.replace("…", "\0"))
+    bare = "".join(char for char in decomposed if not unicodedata.combining(char))
+    return bare.replace("\0", "…")
 
 
 _FONTS: dict[int, ImageFont.FreeTypeFont] = {}
