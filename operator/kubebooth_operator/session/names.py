@@ -1,0 +1,61 @@
+"""Names, labels and annotations of a session's children; knows no manifest and no state.
+
+A Job's name says whose and which stage it is, never which try: the name is the lock that keeps two
+workers of one stage from running at once (see `docs/decisions`, "one Job at a time").
+"""
+
+from __future__ import annotations
+
+from kubebooth_api.digests import digest_json, short
+
+from kubebooth_operator.resources import GROUP, MANAGED_BY, MANAGED_BY_LABEL, SESSION_LABEL
+
+STAGE_LABEL = f"{GROUP}/stage"
+WORK_ANNOTATION = f"{GROUP}/work"
+"""Digest of what the Job was made from; another one asks for another Job."""
+TARGET_ANNOTATION = f"{GROUP}/target"
+"""Digest of what the Job reaches when it completes."""
+RETRY_ANNOTATION = f"{GROUP}/retry"
+"""On the session: a free token; a new one lets a failed session try again."""
+RECONCILE_ANNOTATION = f"{GROUP}/reconcile"
+"""On the session: `disabled` leaves everything as it is."""
+
+_LONGEST_LABEL = 63
+_LONGEST_STEM = 38
+
+
+def stem(session: str) -> str:
+    """The beginning of all children's names: the session's name without dots, cut to length.
+
+    Together with stage and digest at most 57 characters, so that the five random ones of a pod's
+    name still fit a host name.
+    """
+    return session.replace(".", "-")[:_LONGEST_STEM].rstrip("-")
+
+
+def job(session: str, uid: str, stage: str) -> str:
+    """Name of the one Job of a stage; the object's UID keeps a namesake's children apart."""
+    return f"{stem(session)}-{stage.lower()}-{short(digest_json(uid), 8)}"
+
+
+def config_map(session: str, stage: str, digest: str) -> str:
+    """Name of the ConfigMap with a Run; its content decides the digest."""
+    return f"{stem(session)}-{stage.lower()}-{short(digest, 10)}"
+
+
+def label_value(session: str) -> str:
+    """The session's name as a label value; a digest in its place where it is too long."""
+    if len(session) <= _LONGEST_LABEL:
+        return session
+    return f"{session[:50].rstrip('.-')}-{short(digest_json(session), 10)}"
+
+
+def labels(session: str, stage: str) -> dict[str, str]:
+    """Labels of every child and pod of a stage."""
+    return {
+        "app.kubernetes.io/name": "kubebooth-trainer",
+        MANAGED_BY_LABEL: MANAGED_BY,
+        "app.kubernetes.io/component": stage.lower(),
+        SESSION_LABEL: label_value(session),
+        STAGE_LABEL: stage.lower(),
+    }

@@ -1,0 +1,62 @@
+"""In which situation a session is: the one word that everything told about it follows from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+
+_LONGEST_MESSAGE = 1024
+
+
+class Kind(Enum):
+    """What a session does."""
+
+    WORKING = auto()
+    """A worker runs or is about to."""
+    HELD_UP = auto()
+    """Something outside is missing; it goes on by itself once that is there."""
+    RETRYING = auto()
+    """A try failed and the next one is due later."""
+    STOPPING = auto()
+    """A worker that is not wanted any more is saving its state."""
+    SUSPENDED = auto()
+    COMPLETE = auto()
+    FAILED = auto()
+    """Nothing happens until the spec changes or a retry is asked for."""
+    STALLED = auto()
+    """The spec cannot be followed as it is."""
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Whether the train pod has its place."""
+
+    holds: bool
+    reason: str
+    message: str
+
+
+NOT_YET = Quota(False, "NotYet", "training has not asked for resources yet")
+HELD = Quota(True, "Reserved", "the train pod has its place on a node")
+RELEASED = Quota(False, "Released", "nothing is reserved any more")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is the case, for machines and for people. Reasons from outside are made fit."""
+
+    kind: Kind
+    reason: str
+    message: str
+    stage: str = ""
+    """`Prepare`, `Train`, `Purge` or empty."""
+    quota: Quota = NOT_YET
+
+    def __post_init__(self) -> None:
+        reason = re.sub(r"[^A-Za-z0-9_]", "", self.reason)[:128]
+        fit = reason if reason[:1].isalpha() else "Unknown"
+        object.__setattr__(self, "reason", fit)
+        if len(self.message) > _LONGEST_MESSAGE:
+            cut = f"{self.message[: _LONGEST_MESSAGE - 2].rstrip()} …"
+            object.__setattr__(self, "message", cut)
