@@ -58,7 +58,7 @@ class Refused(StoreError, ValueError):
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
-_SHAPE = {errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY}
+_SHAPE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY}
 
 
 def from_os_error(error: OSError, what: str | Path) -> StoreError:

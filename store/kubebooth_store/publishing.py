@@ -11,6 +11,7 @@ from typing import Any
 
 from kubebooth_api import layout
 from kubebooth_api.artifacts import FileEntry, Manifest, files_digest
+from kubebooth_api.digests import canonical_json
 from pydantic import ValidationError
 
 from kubebooth_store.content import file_sha256, hash_of
@@ -76,6 +77,7 @@ def publish_files(
     """
     prefix = check_prefix(prefix)
     _check_names(files)
+    _manifest((), kind=kind, metadata=metadata)  # refuses both before anything is sent
     published = read_manifest(store, prefix)
     if published is not None and published.digest != files_digest(_measured(files)):
         raise _taken(store, prefix, published)
@@ -84,16 +86,7 @@ def publish_files(
     if published is not None:
         return published
     rows = tuple(_row(path, entry.size, entry.sha256) for path, entry in sorted(uploaded.items()))
-    manifest = Manifest.model_validate(
-        {
-            "kind": kind,
-            "digest": files_digest(rows),
-            "files": rows,
-            "created_at": datetime.now(UTC),
-            "metadata": json.loads(json.dumps(dict(metadata or {}))),
-        }
-    )
-    return _seal(store, prefix, manifest)
+    return _seal(store, prefix, _manifest(rows, kind=kind, metadata=metadata))
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -105,16 +98,22 @@ def files_of(folder: Path) -> dict[str, Path]:
     with files_named(folder):
         pending = [folder]
         while pending:
-            current = pending.pop()
-            for row in os.scandir(current):
-                path = Path(row.path)
-                if row.is_symlink() or not (row.is_file() or row.is_dir()):
-                    raise Refused(f"{path} is a link or special file; copy the file itself there")
-                if row.is_dir():
-                    pending.append(path)
-                elif not (row.name.startswith(".kubebooth-") and row.name.endswith(".part")):
-                    found[path.relative_to(folder).as_posix()] = path
+            with os.scandir(pending.pop()) as rows:
+                for row in rows:
+                    _sort_in(row, folder, pending, found)
     return found
+
+
+def _sort_in(
+    row: os.DirEntry[str], folder: Path, pending: list[Path], found: dict[str, Path]
+) -> None:
+    path = Path(row.path)
+    if row.is_symlink() or not (row.is_file() or row.is_dir()):
+        raise Refused(f"{path} is a link or special file; copy the file itself there")
+    if row.is_dir():
+        pending.append(path)
+    elif not (row.name.startswith(".kubebooth-") and row.name.endswith(".part")):
+        found[path.relative_to(folder).as_posix()] = path
 
 
 def _check_names(files: Mapping[str, Path | bytes]) -> None:
@@ -126,6 +125,26 @@ def _check_names(files: Mapping[str, Path | bytes]) -> None:
         check_key(path)
     if layout.MANIFEST in files:
         raise Refused(f"{layout.MANIFEST} is written by publishing; rename or remove the file")
+
+
+def _manifest(
+    rows: tuple[FileEntry, ...], *, kind: str, metadata: Mapping[str, Any] | None
+) -> Manifest:
+    try:
+        return Manifest.model_validate(
+            {
+                "kind": kind,
+                "digest": files_digest(rows),
+                "files": rows,
+                "created_at": datetime.now(UTC),
+                "metadata": json.loads(canonical_json(dict(metadata or {}))),
+            }
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise Refused(f"{first['loc'][0]} {kind!r}: {first['msg']}") from error
+    except (TypeError, ValueError) as error:
+        raise Refused(f"metadata is not plain JSON: {error}") from error
 
 
 def _row(path: str, size: int, sha256: str | None) -> FileEntry:
