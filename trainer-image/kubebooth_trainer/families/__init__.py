@@ -1,0 +1,1 @@
+"""Model families: a folder each, strangers to one another, with the same file names inside."""

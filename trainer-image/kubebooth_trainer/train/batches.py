@@ -1,0 +1,134 @@
+"""Which pictures, noise and timesteps an update sees: a pure function of its number.
+
+Everything is keyed by the global number of the sample, so the cut into batches, a restart or the
+pictures' order on disk change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from kubebooth_api.v1alpha1.training import Training
+from torch import Tensor
+
+from kubebooth_trainer.families.door import LatentNormal, Model
+from kubebooth_trainer.train import draws
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture as the loop sees it."""
+
+    latent: LatentNormal
+    prompt: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: instance samples first, then as many class samples, or none."""
+
+    latents: Tensor
+    """float32 [n, channels, h, w], scaled."""
+    noise: Tensor
+    """float32, same shape."""
+    timesteps: Tensor
+    """int64 [n]."""
+    prompts: tuple[str, ...]
+    instances: int
+    """How many of the n are instance samples."""
+    names: tuple[str, ...]
+
+
+class Feed:
+    """Makes the batches of every stage."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        instances: Sequence[Example],
+        classes: Sequence[Example],
+        training: Training,
+        device: torch.device,
+    ) -> None:
+        self._model, self._training, self._device = model, training, device
+        self._instances, self._classes = instances, classes
+        self._orders: dict[str, draws.Order] = {}
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Every prompt that a batch may ask for."""
+        empty = ("",) if self._training.caption_dropout > 0 else ()
+        asked = [example.prompt for example in (*self._instances, *self._classes)]
+        return tuple(dict.fromkeys((*asked, *empty)))
+
+    def batch(self, stage: str, step: int, *, part: int) -> Batch:
+        """The forward pass number `part` of the update number `step` (from 0) of a stage."""
+        size, accumulation = self._training.batch_size, self._training.gradient_accumulation
+        first = (step * accumulation + part) * size
+        kinds = ("instance", "class") if self._classes else ("instance",)
+        samples = [
+            self._sample(kind, stage, number)
+            for kind in kinds
+            for number in range(first, first + size)
+        ]
+        return Batch(
+            latents=torch.stack([sample.latents for sample in samples]).to(self._device),
+            noise=torch.stack([sample.noise for sample in samples]).to(self._device),
+            timesteps=torch.tensor([sample.timestep for sample in samples]).to(self._device),
+            prompts=tuple(sample.prompt for sample in samples),
+            instances=size,
+            names=tuple(sample.name for sample in samples),
+        )
+
+    def _sample(self, kind: str, stage: str, number: int) -> _Sample:
+        seed, dropout = self._training.seed, self._training.caption_dropout
+        example = self._pick(kind, stage, number)
+        shape = example.latent.mean.shape
+
+        def normal(purpose: str, size: Sequence[int] = shape) -> Tensor:
+            return draws.normal(size, seed, f"{kind} {purpose}", stage, number)
+
+        noise = normal("noise")
+        if self._training.offset_noise > 0:
+            noise = noise + self._training.offset_noise * normal("offset", (shape[0], 1, 1))
+        # Class samples keep their prompt: they hold the class, not the empty prompt, in place.
+        dropped = kind == "instance" and draws.chance(
+            dropout, seed, "caption dropout", stage, number
+        )
+        return _Sample(
+            latents=self._model.latents(example.latent, normal("latent")),
+            noise=noise,
+            timestep=draws.integer(self._model.timesteps, seed, f"{kind} timestep", stage, number),
+            prompt="" if dropped else example.prompt,
+            name=example.name,
+        )
+
+    def _pick(self, kind: str, stage: str, number: int) -> Example:
+        pool = self._instances if kind == "instance" else self._classes
+        purpose = f"{kind} order {stage}"
+        if purpose not in self._orders:
+            self._orders[purpose] = draws.Order(
+                len(pool), seed=self._training.seed, purpose=purpose
+            )
+        return pool[self._orders[purpose].at(number)]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    latents: Tensor
+    noise: Tensor
+    timestep: int
+    prompt: str
+    name: str
+
+
+def prior_loss(losses: Tensor, *, instances: int, weight: float) -> Tensor:
+    """Mean instance loss plus `weight` times mean class loss, of losses [n] with classes last."""
+    loss = losses[:instances].mean()
+    if len(losses) > instances:
+        loss = loss + weight * losses[instances:].mean()
+    return loss

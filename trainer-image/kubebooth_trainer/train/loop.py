@@ -1,0 +1,113 @@
+"""The updates of one stage; it knows steps and batches, the family knows the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from kubebooth_api.v1alpha1.training import Training
+from torch import Tensor
+
+from kubebooth_trainer.errors import ConfigurationError
+from kubebooth_trainer.families.door import Model
+from kubebooth_trainer.train import draws
+from kubebooth_trainer.train.batches import Batch, Feed, prior_loss
+from kubebooth_trainer.train.stages import Stage
+from kubebooth_trainer.train.updates import Updates
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one update told."""
+
+    step: int
+    """Updates of the stage that are done."""
+    loss: float
+    learning_rate: float
+
+
+class Words:
+    """Text conditioning of batches: computed once per prompt while the text encoder is frozen,
+    and once per distinct prompt of a batch while it learns."""
+
+    def __init__(self, model: Model, prompts: Sequence[str], *, frozen: bool) -> None:
+        self._model = model
+        self._known: dict[str, Tensor] = {}
+        if frozen:
+            with torch.no_grad():
+                # One by one: a prompt's embedding must not depend on its neighbours.
+                self._known = {prompt: model.embed([prompt])[0] for prompt in prompts}
+
+    def of(self, prompts: Sequence[str]) -> Tensor:
+        """Conditioning [n, tokens, width]."""
+        if self._known:
+            return torch.stack([self._known[prompt] for prompt in prompts])
+        distinct = list(dict.fromkeys(prompts))
+        places = [distinct.index(prompt) for prompt in prompts]
+        return self._model.embed(distinct)[places]
+
+
+def train_stage(
+    stage: Stage,
+    *,
+    model: Model,
+    feed: Feed,
+    words: Words,
+    updates: Updates,
+    training: Training,
+    first: int,
+) -> Iterator[Reading]:
+    """Make the updates from number `first` (from 0) to the stage's target, one for each reading.
+
+    Raises `ConfigurationError` that names step and pictures when the loss is not finite.
+    """
+    for step in range(first, stage.steps):
+        parts = [
+            feed.batch(stage.name, step, part=part)
+            for part in range(training.gradient_accumulation)
+        ]
+        # Nothing in these models draws at random, but a base with dropout must resume exactly too.
+        torch.manual_seed(draws.key(training.seed, "dropout", stage.name, step) >> 1)
+
+        def backward(scale: float, parts: Sequence[Batch] = parts) -> Tensor:
+            return _backward(parts, scale, model=model, words=words, training=training)
+
+        try:
+            loss, rate = updates.apply(step, backward)
+        except ConfigurationError as error:
+            raise _explained(error, stage, step, parts) from error
+        yield Reading(step + 1, loss, rate)
+
+
+def _backward(
+    parts: Sequence[Batch], scale: float, *, model: Model, words: Words, training: Training
+) -> Tensor:
+    """Leave the gradients of the mean loss times `scale`; gives the mean loss."""
+    weight = training.prior_preservation.weight if training.prior_preservation else 0.0
+    total = torch.zeros(())
+    for batch in parts:
+        losses = model.losses(
+            batch.latents,
+            noise=batch.noise,
+            timesteps=batch.timesteps,
+            conditioning=words.of(batch.prompts),
+            min_snr_gamma=training.min_snr_gamma,
+        )
+        loss = prior_loss(losses, instances=batch.instances, weight=weight) / len(parts)
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        total = total + loss.detach().cpu()
+    return total
+
+
+def _explained(
+    error: ConfigurationError, stage: Stage, step: int, parts: Sequence[Batch]
+) -> ConfigurationError:
+    names = list(dict.fromkeys(name for batch in parts for name in batch.names))
+    shown = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
+    part = "textEncoder" if stage.name == "TextEncoder" else "denoiser"
+    return ConfigurationError(
+        f"{error.message} at step {step + 1} of {stage.name} (pictures: {shown}); lower"
+        f" training.{part}.learningRate, or set training.mixedPrecision: Bf16 or No",
+        reason=error.reason,
+    )

@@ -1,0 +1,53 @@
+"""The course of the loss: points kept in checkpoints, a smoothed value, and a file of lines."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+MOST_POINTS = 2000
+"""Points kept of one stage, evenly spaced over its updates."""
+SMOOTHING = 0.95
+
+
+class Point(NamedTuple):
+    """The loss of one update."""
+
+    stage: str
+    step: int
+    loss: float
+    learning_rate: float
+
+
+class Record:
+    """Collects points, and smooths the newest losses for people who watch."""
+
+    def __init__(self, points: tuple[Point, ...] = ()) -> None:
+        self._points = list(points)
+        self._smooth, self._share = 0.0, 0.0
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All points so far, in order."""
+        return tuple(self._points)
+
+    @property
+    def smoothed(self) -> float:
+        """Exponential mean of the losses since the start of this process."""
+        return self._smooth / self._share if self._share else 0.0
+
+    def add(self, stage: str, step: int, *, steps: int, loss: float, learning_rate: float) -> None:
+        """Take in the loss of update `step` of `steps`."""
+        self._smooth = SMOOTHING * self._smooth + (1 - SMOOTHING) * loss
+        self._share = SMOOTHING * self._share + (1 - SMOOTHING)
+        if step % spacing(steps) == 0 or step == steps:
+            self._points.append(Point(stage, step, loss, learning_rate))
+
+    def lines(self) -> str:
+        """One JSON object a line."""
+        return "".join(json.dumps(point._asdict(), sort_keys=True) + "\n" for point in self._points)
+
+
+def spacing(steps: int) -> int:
+    """Updates from one point to the next."""
+    return max(1, -(-steps // MOST_POINTS))

@@ -1,0 +1,62 @@
+"""Says no to what this version cannot train, by field name, before anything is fetched."""
+
+from __future__ import annotations
+
+from kubebooth_api.catalog import BASE_MODELS
+from kubebooth_api.runs import TrainRun
+
+from kubebooth_trainer.errors import ConfigurationError
+from kubebooth_trainer.families import sd
+from kubebooth_trainer.families.door import Load
+
+FAMILIES: dict[str, Load] = {"sd": sd.load}
+MOST_ARTIFACTS = 4
+"""A report has room for so many."""
+
+
+def family_of(run: TrainRun) -> Load:
+    """The loader of the run's variant. Raises `ConfigurationError`."""
+    row = BASE_MODELS.get(run.variant)
+    if row is None or row.family not in FAMILIES:
+        known = sorted(v for v, r in BASE_MODELS.items() if r.family in FAMILIES)
+        raise ConfigurationError(
+            f"baseModel.variant {run.variant} cannot be trained by this version; use one of"
+            f" {', '.join(known)}"
+        )
+    return FAMILIES[row.family]
+
+
+def refuse_unsupported(run: TrainRun) -> None:
+    """Raise `ConfigurationError` that names the first field this version cannot honour."""
+    training = run.training
+    if training.method != "Full":
+        raise _no("method", training.method, "it trains all weights: set training.method: Full")
+    if training.lora is not None:
+        raise _no("lora", "set", "remove it")
+    if training.optimizer != "AdamW":
+        raise _no("optimizer", training.optimizer, "use AdamW")
+    if training.ema is not None and training.denoiser.steps == 0:
+        raise ConfigurationError(
+            "training.ema averages the denoiser, which is not trained with"
+            " training.denoiser.steps 0; remove ema or raise the steps"
+        )
+    if training.text_encoder.mode == "Joint" and training.denoiser.steps == 0:
+        raise ConfigurationError(
+            "training.textEncoder.mode Joint trains for training.denoiser.steps, which is 0; raise"
+            " it or use mode Frozen"
+        )
+    if training.text_encoder.steps == 0 and training.denoiser.steps == 0:
+        raise ConfigurationError(
+            "nothing to train: set training.textEncoder.steps or training.denoiser.steps above 0"
+        )
+    if run.resolution % 8:
+        raise ConfigurationError(f"resolution {run.resolution} is no multiple of 8; use 512")
+    wanted = [output.name for output in run.outputs if output.format == "Diffusers"]
+    if len(wanted) > MOST_ARTIFACTS:
+        raise ConfigurationError(
+            f"outputs asks for {len(wanted)} Diffusers artifacts; at most {MOST_ARTIFACTS} fit"
+        )
+
+
+def _no(field: str, value: str, cure: str) -> ConfigurationError:
+    return ConfigurationError(f"training.{field} {value} is not in this version; {cure}")

@@ -1,0 +1,200 @@
+"""One training from start to end: fetch, go on from the newest state, train, paint, publish."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from kubebooth_api import layout
+from kubebooth_api.artifacts import Artifact, Checkpoint
+from kubebooth_api.runs import TrainRun
+from kubebooth_store import Store, fetch
+
+from kubebooth_trainer.errors import OutOfMemory
+from kubebooth_trainer.families.door import Model, Placement
+from kubebooth_trainer.reporter import Reporter
+from kubebooth_trainer.train.batches import Feed
+from kubebooth_trainer.train.checkpoints import Checkpoints, State
+from kubebooth_trainer.train.class_images import class_images
+from kubebooth_trainer.train.dataset import Picture, Snapshot, read_snapshot
+from kubebooth_trainer.train.device import choose_memory, make_repeatable, place
+from kubebooth_trainer.train.finish import finish
+from kubebooth_trainer.train.latents import examples
+from kubebooth_trainer.train.meter import Meter
+from kubebooth_trainer.train.publish import find_published
+from kubebooth_trainer.train.record import Record
+from kubebooth_trainer.train.refusals import family_of, refuse_unsupported
+from kubebooth_trainer.train.samples import BEFORE_AFTER, sample_prompts, samples_prefix
+from kubebooth_trainer.train.session import Bench, continue_from, run_stage
+from kubebooth_trainer.train.stages import Stage, plan_stages, rank
+from kubebooth_trainer.train.work import Work, work_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a finished training left."""
+
+    checkpoint: Checkpoint | None
+    """Newest durable checkpoint; absent when a finished run was found."""
+    artifacts: tuple[Artifact, ...]
+    samples: str | None
+    """Address of the before-and-after picture."""
+    memory_profile: str
+
+
+def train(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> TrainOutcome:
+    """Train to the run's targets, or find that it was done.
+
+    Raises the errors of `kubebooth_trainer.errors`, `Preempted` after saving when `reporter.stop`
+    is set, and `StoreError`.
+    """
+    refuse_unsupported(run)
+    placement = place(run.training)
+    stages = plan_stages(run.training)
+    done = _found(run, store, stages)
+    if done is not None:
+        log.info("run %s is finished already: %s", run.digest, done.artifacts[0].uri)
+        return done
+    try:
+        return _train(run, stages, placement, store=store, reporter=reporter, workdir=workdir)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(
+            f"out of memory at {run.resolution} px and batch {run.training.batch_size}"
+            f" ({str(error)[:200]}); set training.gradientCheckpointing: On, lower"
+            " training.batchSize or training.resolution, or ask for more memory in"
+            " runtime.resources"
+        ) from error
+
+
+def _train(
+    run: TrainRun,
+    stages: tuple[Stage, ...],
+    placement: Placement,
+    *,
+    store: Store,
+    reporter: Reporter,
+    workdir: Path,
+) -> TrainOutcome:
+    make_repeatable()
+    reporter.advance(stages[0].name, 0, stages[0].steps, percentage=5)
+    fetch(
+        store, store.key_of(run.base_model.uri), workdir / "base",
+        expect_digest=run.base_model.digest,
+    )  # fmt: skip
+    fetch(
+        store, store.key_of(run.dataset.uri), workdir / "dataset", expect_digest=run.dataset.digest
+    )
+    snapshot = read_snapshot(workdir / "dataset", resolution=run.resolution)
+    model = family_of(run)(
+        workdir / "base",
+        placement=placement,
+        zero_terminal_snr=run.training.zero_terminal_snr,
+    )
+    profile = choose_memory(
+        model, stages, training=run.training, resolution=run.resolution, placement=placement
+    )
+    work = work_of(run, stages, prompts=len(sample_prompts(run, snapshot)))
+    meter = Meter(reporter, total=work.total)
+    log.info("training %s in %s", run.digest, profile)
+    with Checkpoints(
+        store,
+        run_prefix=_run_prefix(run),
+        run_digest=run.digest,
+        folder=workdir / "checkpoints",
+        keep_last=run.checkpoints.keep_last,
+        on_saved=reporter.saved,
+    ) as checkpoints:
+        state = checkpoints.resume(stages)
+        feed = _feed(
+            run, model, placement, snapshot=snapshot, stages=stages, state=state, store=store,
+            reporter=reporter, workdir=workdir, meter=meter, work=work,
+        )  # fmt: skip
+        bench = Bench(
+            run=run,
+            stages=stages,
+            placement=placement,
+            model=model,
+            feed=feed,
+            snapshot=snapshot,
+            store=store,
+            reporter=reporter,
+            workdir=workdir,
+            checkpoints=checkpoints,
+            record=Record(state.losses if state else ()),
+            meter=meter,
+            work=work,
+        )
+        continue_from(bench, state)
+        for stage in stages:
+            if state is not None and rank(state.position) > (_order(stage), stage.steps):
+                meter.skip(work.update(stage) * stage.steps)
+                continue
+            updates = run_stage(bench, stage, state)
+        checkpoints.wait()
+        artifacts, samples = finish(bench, updates)
+        return TrainOutcome(checkpoints.newest, artifacts, samples, profile)
+
+
+def _feed(
+    run: TrainRun,
+    model: Model,
+    placement: Placement,
+    *,
+    snapshot: Snapshot,
+    stages: tuple[Stage, ...],
+    state: State | None,
+    store: Store,
+    reporter: Reporter,
+    workdir: Path,
+    meter: Meter,
+    work: Work,
+) -> Feed | None:
+    """The batches of what is left to train, or None when every update is done."""
+    last = stages[-1]
+    if state and (state.position.name, state.position.step) == (last.name, last.steps):
+        meter.skip(work.class_images)
+        return None
+    prior = run.training.prior_preservation
+    painted: tuple[Picture, ...] = ()
+    if prior is not None:
+        present = 0
+
+        def tell(done: int) -> None:
+            nonlocal present
+            meter.add(work.class_images * (done - present) / prior.num_images)
+            present = done
+            meter.tell("ClassImages", done, prior.num_images)
+
+        painted = class_images(
+            run, prior, model=model, store=store, folder=workdir / "class-images",
+            stop=reporter.stop, on_done=tell,
+        )  # fmt: skip
+    return Feed(
+        model,
+        instances=examples(model, snapshot.pictures, resolution=run.resolution),
+        classes=examples(model, painted, resolution=run.resolution),
+        training=run.training,
+        device=placement.device,
+    )
+
+
+def _found(run: TrainRun, store: Store, stages: tuple[Stage, ...]) -> TrainOutcome | None:
+    artifacts = find_published(run, store, run_prefix=_run_prefix(run), stages=stages)
+    if artifacts is None:
+        return None
+    last = stages[-1]
+    key = f"{samples_prefix(run, last.name, last.steps)}/{BEFORE_AFTER}"
+    samples = store.uri_of(key) if store.stat(key) else None
+    return TrainOutcome(None, artifacts, samples, "none")
+
+
+def _run_prefix(run: TrainRun) -> str:
+    return layout.run(layout.session(run.session.namespace, run.session.name), run.digest)
+
+
+def _order(stage: Stage) -> int:
+    return 0 if stage.name == "TextEncoder" else 1

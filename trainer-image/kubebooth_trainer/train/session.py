@@ -1,0 +1,209 @@
+"""The stages of a run at work: update, save, show, and stop when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from kubebooth_api.runs import TrainRun
+from kubebooth_store import Store
+from torch import Tensor, nn
+
+from kubebooth_trainer.errors import DataError, InternalFault, Preempted
+from kubebooth_trainer.families.door import Model, Placement
+from kubebooth_trainer.reporter import Reporter
+from kubebooth_trainer.train.batches import Feed
+from kubebooth_trainer.train.checkpoints import Checkpoints, State
+from kubebooth_trainer.train.dataset import Snapshot
+from kubebooth_trainer.train.loop import Reading, Words, train_stage
+from kubebooth_trainer.train.meter import Meter, Speed
+from kubebooth_trainer.train.record import Record
+from kubebooth_trainer.train.samples import (
+    CONTACT_SHEET,
+    already_published,
+    paint_rows,
+    publish_samples,
+    rows_of,
+    sample_prompts,
+    samples_prefix,
+)
+from kubebooth_trainer.train.sheets import contact_sheet
+from kubebooth_trainer.train.stages import Part, Position, Stage, text_steps_before
+from kubebooth_trainer.train.updates import Facts, Updates
+from kubebooth_trainer.train.work import Work
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that the stages of one run work with."""
+
+    run: TrainRun
+    stages: tuple[Stage, ...]
+    placement: Placement
+    model: Model
+    feed: Feed | None
+    """None when every update is done."""
+    snapshot: Snapshot
+    store: Store
+    reporter: Reporter
+    workdir: Path
+    checkpoints: Checkpoints
+    record: Record
+    meter: Meter
+    work: Work
+
+
+def continue_from(bench: Bench, state: State | None) -> None:
+    """Put the weights of a resumed state into the model. Raises `DataError` when they differ."""
+    if state is None:
+        return
+    for part in _kept_parts(bench.stages, state.position.name):
+        _load(bench.model.parts[part], part, state.tensors)
+
+
+def run_stage(bench: Bench, stage: Stage, state: State | None) -> Updates:
+    """Train a stage to its target, from the state if it belongs to the stage.
+
+    Raises `Preempted` after saving when the worker is asked to stop.
+    """
+    training = bench.run.training
+    updates = Updates(bench.model, stage, training=training, placement=bench.placement)
+    first = 0
+    if state is not None and state.position.name == stage.name:
+        first = state.position.step
+        facts = Facts(state.facts["lossScale"], int(state.facts["goodUpdates"]))
+        updates.restore(state.tensors, facts, step=first)
+        bench.meter.skip(bench.work.update(stage) * first)
+    if first < stage.steps:
+        _train(bench, stage, updates, first)
+    for part in stage.parts:
+        if part not in stage.keeps:
+            bench.model.reset(part)
+    return updates
+
+
+def _train(bench: Bench, stage: Stage, updates: Updates, first: int) -> None:
+    if bench.feed is None:
+        raise InternalFault(f"no pictures were loaded although {stage.name} is not finished")
+    frozen = "textEncoder" not in stage.parts
+    words = Words(bench.model, bench.feed.prompts, frozen=frozen)
+    speed = Speed(bench.run.training.batch_size * bench.run.training.gradient_accumulation)
+    for reading in train_stage(
+        stage,
+        model=bench.model,
+        feed=bench.feed,
+        words=words,
+        updates=updates,
+        training=bench.run.training,
+        first=first,
+    ):
+        _tell(bench, stage, reading, speed)
+        stopping = bench.reporter.stop.is_set()
+        if not stopping and _sheet_is_due(bench, stage, reading.step):
+            with updates.averaged():
+                _show(bench, stage, reading.step)
+        if stopping or _save_is_due(bench, stage, reading.step):
+            _save(bench, stage, updates, reading.step)
+        if stopping:
+            bench.checkpoints.wait()
+            raise Preempted(
+                f"stopped at step {reading.step} of {stage.steps} of {stage.name}; the state is"
+                " saved and training goes on from there"
+            )
+
+
+def _tell(bench: Bench, stage: Stage, reading: Reading, speed: Speed) -> None:
+    bench.record.add(
+        stage.name,
+        reading.step,
+        steps=stage.steps,
+        loss=reading.loss,
+        learning_rate=reading.learning_rate,
+    )
+    bench.meter.add(bench.work.update(stage))
+    bench.meter.tell(
+        stage.name,
+        reading.step,
+        stage.steps,
+        loss=bench.record.smoothed,
+        learning_rate=reading.learning_rate,
+        images_per_second=speed.tick(),
+    )
+
+
+def _save_is_due(bench: Bench, stage: Stage, step: int) -> bool:
+    return step % bench.run.checkpoints.every_steps == 0 or step == stage.steps
+
+
+def _sheet_is_due(bench: Bench, stage: Stage, step: int) -> bool:
+    every = bench.run.samples.every_steps
+    return stage.name == "Denoiser" and every > 0 and step % every == 0 and step < stage.steps
+
+
+def _save(bench: Bench, stage: Stage, updates: Updates, step: int) -> None:
+    tensors: dict[str, Tensor] = dict(updates.capture())
+    for part in _kept_parts(bench.stages, stage.name):
+        tensors |= {
+            f"weights/{part}.{name}": weight
+            for name, weight in bench.model.parts[part].named_parameters()
+        }
+    facts = asdict(updates.facts)
+    bench.checkpoints.save(
+        State(
+            position=Position(stage.name, step, text_steps_before(bench.stages, stage)),
+            tensors=tensors,
+            facts={"lossScale": facts["loss_scale"], "goodUpdates": facts["good_updates"]},
+            losses=bench.record.points,
+        )
+    )
+
+
+def _show(bench: Bench, stage: Stage, step: int) -> None:
+    """Publish a contact sheet of the present weights."""
+    prefix = samples_prefix(bench.run, stage.name, step)
+    prompts = sample_prompts(bench.run, bench.snapshot)
+    if not already_published(bench.store, prefix, having=CONTACT_SHEET):
+        total = len(prompts) * bench.run.samples.images_per_prompt
+        done = 0
+
+        def tell(more: int) -> None:
+            nonlocal done
+            done += more
+            bench.meter.add(bench.work.picture * more)
+            bench.meter.tell("Samples", done, total)
+
+        pictures = paint_rows(
+            bench.model, prompts, bench.run, stop=bench.reporter.stop, on_done=tell
+        )
+        sheet = contact_sheet(
+            rows_of(bench.run, bench.snapshot, prompts, pictures),
+            title=f"{bench.run.session.name}: step {step} of {stage.steps}",
+            subtitle=f"{stage.name}, run {bench.run.digest[7:19]}",
+        )
+        publish_samples(bench.store, prefix, {CONTACT_SHEET: sheet})
+    bench.reporter.painted(bench.store.uri_of(f"{prefix}/{CONTACT_SHEET}"))
+
+
+def _kept_parts(stages: tuple[Stage, ...], name: str) -> tuple[Part, ...]:
+    """Parts whose weights a state of a stage holds: what it trains and what earlier ones left."""
+    parts: list[Part] = []
+    for stage in stages:
+        if stage.name == name:
+            parts += stage.parts
+            break
+        parts += stage.keeps
+    return tuple(dict.fromkeys(parts))
+
+
+@torch.no_grad()
+def _load(module: nn.Module, part: Part, tensors: Mapping[str, Tensor]) -> None:
+    for name, weight in module.named_parameters():
+        saved = tensors.get(f"weights/{part}.{name}")
+        if saved is None or saved.shape != weight.shape:
+            raise DataError(
+                f"checkpoint: the weights of {part}.{name} do not fit the base model; delete the"
+                " run's checkpoints or start a new run with rerun"
+            )
+        weight.copy_(saved)
