@@ -73,9 +73,26 @@ def explain(error: ValidationError, root: str = "spec") -> str:
 
     At most five faults are told; the rest are counted.
     """
+    found = error.errors(include_url=False, include_context=False, include_input=False)
     faults = [
-        f"{'.'.join([root, *(str(part) for part in fault['loc'])])}: {fault['msg']}"
-        for fault in error.errors(include_url=False, include_context=False)
+        f"{_path(root, fault['loc'])}: {fault['msg']}"
+        for fault in found
+        if not _follows_from_another(fault["type"], fault["loc"], [f["loc"] for f in found])
     ]
     told = "; ".join(faults[:5])
     return told if len(faults) <= 5 else f"{told}; and {len(faults) - 5} more"
+
+
+def _path(root: str, location: tuple[int | str, ...]) -> str:
+    """`spec.concepts[0].token`, as the API server writes it."""
+    return root + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location)
+
+
+def _follows_from_another(
+    kind: str, location: tuple[int | str, ...], all_locations: list[tuple[int | str, ...]]
+) -> bool:
+    """Whether a list is only called too short because its entries were refused."""
+    depth = len(location)
+    return kind == "too_short" and any(
+        len(other) > depth and other[:depth] == location for other in all_locations
+    )

@@ -30,7 +30,7 @@ _SEGMENT = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$")
 
 
 def _segment(value: str) -> str:
-    if not _SEGMENT.match(value):
+    if not _SEGMENT.fullmatch(value):
         raise ValueError(f"{value!r} cannot be part of a store key: use letters, digits, '.', '-'")
     return value
 

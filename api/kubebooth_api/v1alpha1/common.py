@@ -100,7 +100,7 @@ NO_COMMIT = (
 
 def _commit(value: str) -> str:
     """Not a pattern of the schema: a rule can tell the cure."""
-    if not re.match(COMMIT, value):
+    if not re.fullmatch(COMMIT, value):
         raise ValueError(NO_COMMIT)
     return value
 
