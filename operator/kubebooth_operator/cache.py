@@ -92,9 +92,7 @@ class Cache:
         self._insert(resource, name, _entry(resource, body, uid=uid, version=version))
         return True
 
-    def drop(
-        self, resource: Resource, name: Name, *, uid: str, version: str | None = None
-    ) -> bool:
+    def drop(self, resource: Resource, name: Name, *, uid: str, version: str | None = None) -> bool:
         """Forget an object. Gives whether it was known.
 
         With `version` it left our labels or the cluster then, and anything newer is remembered

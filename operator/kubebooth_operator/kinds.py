@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from kubebooth_operator import unserved
 from kubebooth_operator.doors import Observed, Plan, PlanFunction
+from kubebooth_operator.session import plan as session
 from kubebooth_operator.settings import Settings
 
 KindPlan = Callable[[Observed, datetime, Settings], Plan]
@@ -34,3 +36,13 @@ def bind(plural: str, kind: str, plan: KindPlan, settings: Settings) -> Kind:
 def plurals(kinds: Kinds) -> dict[str, str]:
     """Plural → kind, as `Resources` wants it."""
     return {kind.plural: kind.kind for kind in kinds.values()}
+
+
+def registry(settings: Settings) -> Kinds:
+    """Every kind that is served, bound to the settings."""
+    kinds = (
+        bind("dreamboothsessions", "DreamboothSession", session.plan, settings),
+        bind("modelconversions", "ModelConversion", unserved.plan, settings),
+        bind("webuiinstances", "WebUIInstance", unserved.plan, settings),
+    )
+    return {kind.plural: kind for kind in kinds}

@@ -17,6 +17,14 @@ STALLED_LOOK_AGAIN_S = 60.0
 """What blocks a stalled object may be somebody else's and send us no event."""
 
 
+class PlanFault(Exception):
+    """A plan failed with an error that is none of its own two: a fault of ours."""
+
+
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+"""Errors of code rather than of the world; `ValueError` is caught beside them."""
+
+
 class Witness(Protocol):
     """Told what a reconcile wants others to do or know. Must not block."""
 
@@ -60,8 +68,8 @@ class Reconciler:
         self._now = now
 
     async def reconcile(self, key: Key) -> Outcome:
-        """Bring one object nearer to what it asks. Raises `ApiError` of requests that failed;
-        whatever was done by then is seen by the next reconcile."""
+        """Bring one object nearer to what it asks. Raises `ApiError` of requests that failed
+        and `PlanFault`; whatever was done by then is seen by the next reconcile."""
         observed = self._cluster.observe(key)
         if observed is None:
             self._witness.poll(key, wanted=False)
@@ -92,6 +100,9 @@ class Reconciler:
             return Plan(requeue_after_s=waiting.delay_s, decision=told), None
         except Stalled as stalled:
             return Plan(decision=stalled.reason), stalled
+        except (*_FAULTS, ValueError) as error:
+            # One object that no plan was made for must not take the others down with it.
+            raise PlanFault(f"{type(error).__name__}: {error}") from error
 
     async def _children(self, observed: Observed, plan: Plan, writes: list[str]) -> Stalled | None:
         for reference in plan.delete:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kubebooth_operator.cache import Cache, Name, listed
+from collections.abc import Awaitable, Callable
+
+from kubebooth_operator.cache import Cache, Differences, Name, listed
 from kubebooth_operator.client import Client
 from kubebooth_operator.cluster import Cluster
 from kubebooth_operator.doors import Key
@@ -27,25 +29,43 @@ async def list_versions(
     return found, page.version
 
 
+Patience = Callable[[Callable[[], int]], Awaitable[None]]
+"""Waits for the streams as long as the number it is given still falls."""
+
+
+async def at_once(unseen: Callable[[], int]) -> None:
+    """No patience."""
+
+
 async def resync(
     client: Client,
     cluster: Cluster,
     cache: Cache,
     resource: Resource,
     namespace: str | None = None,
+    *,
+    patience: Patience = at_once,
 ) -> set[Key]:
     """Bring the cache up to date with a full list. Gives the keys for which that made a
-    difference. Raises `ApiError`."""
+    difference. Raises `ApiError`.
+
+    What the streams will tell in a moment is not asked for: `patience` waits for them.
+    """
     found, version = await list_versions(client, resource, namespace)
-    differences = cache.compare(resource, found, version=version, namespace=namespace)
+
+    def differences() -> Differences:
+        return cache.compare(resource, found, version=version, namespace=namespace)
+
+    await patience(lambda: len(differences().unseen) + len(differences().ghosts))
+    missed = differences()
     keys: set[Key] = set()
-    for name in differences.ghosts:
+    for name in missed.ghosts:
         entry = cache.entry(resource, name)
         if entry is None:
             continue
         keys |= _parent(cache, resource, entry.load())
         cache.drop(resource, name, uid=entry.uid, version=version)
-    for name in differences.unseen:
+    for name in missed.unseen:
         body = await cluster.refresh_object(resource, name)
         keys |= _parent(cache, resource, body)
     return keys
