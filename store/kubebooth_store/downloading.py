@@ -49,10 +49,9 @@ def save(
     with files_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _part_file(path, entry) as (part, descriptor):
-            resumed = os.fstat(descriptor).st_size > 0
             digest = _fill(descriptor, read_range, entry, parallel=parallel, tell=tell)
-            if wanted not in {None, digest} and resumed:
-                # The beginning on disk may be what is damaged: once more from nothing.
+            if wanted not in {None, digest}:
+                # The beginning on disk or a byte on its way was damaged: once more from nothing.
                 tell(-entry.size)
                 os.ftruncate(descriptor, 0)
                 digest = _fill(descriptor, read_range, entry, parallel=parallel, tell=tell)
