@@ -216,8 +216,6 @@ class Container:
         except ClusterError as error:
             raise ConfigError(str(error)) from error
         self._keep(dataclasses.replace(record, launched=launched))
-        if launched is None:
-            self._finish()
         self._waiting = None
         self.site.changed()
 

@@ -19,6 +19,9 @@ from kubebooth_cluster import processes
 from kubebooth_cluster.errors import ClusterError
 from kubebooth_cluster.processes import ProcessId
 
+# Stands for a process that ended before it could be seen.
+NOBODY = ProcessId(0, 0)
+
 _ARGS_FD, _STATUS_FD = 10, 11
 _NICENESS = 5
 _START_S = 20
@@ -45,8 +48,8 @@ def launch(
     name: str,
     log: Path,
     status: Path,
-) -> Launched | None:
-    """Start `command` in a sandbox; None when it ended before it could be seen.
+) -> Launched:
+    """Start `command` in a sandbox. Its child is no living process if it ended at once.
 
     `name` becomes argv[0]. The options travel in memory, because the process list
     must not show a Secret. Raises ClusterError when bwrap does not get so far.
@@ -82,24 +85,35 @@ def launch(
     return _identified(pid, status)
 
 
-def _identified(pid: int, status: Path) -> Launched | None:
-    monitor = processes.identify(pid)
+def _identified(pid: int, status: Path) -> Launched:
+    """Wait until the command itself runs inside the finished sandbox, or has ended.
+
+    Until then the child still has our root: nothing may be run inside it.
+    """
+    monitor = processes.identify(pid) or ProcessId(pid, 0)
     deadline = time.monotonic() + _START_S
-    while monitor is not None and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         number = _reported(status, "child-pid")
-        if number is not None:
-            child = processes.identify(number)
-            if child is None:
-                return None
+        child = None if number is None else processes.identify(number)
+        if child is not None and _has_own_command(child.pid, pid):
             for process in (monitor, child):
                 # The control plane and the agent must answer while pods keep all cores busy.
                 with suppress(ProcessLookupError):
                     os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
             return Launched(monitor, child)
         if processes.identify(pid) is None:
-            return None
+            break
         time.sleep(0.001)
-    return None
+    return Launched(monitor, NOBODY)
+
+
+def _has_own_command(child: int, monitor: int) -> bool:
+    """Whether the child is no longer a copy of bwrap."""
+    try:
+        lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (child, monitor)]
+    except OSError:
+        return False
+    return lines[0] != lines[1]
 
 
 def _reported(status: Path, key: str) -> int | None:
@@ -122,6 +136,8 @@ def exit_code(status: Path) -> int | None:
 
 async def ended(process: ProcessId) -> None:
     """Wait until the process is gone; it need not be a child of ours."""
+    if process == NOBODY:
+        return
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:

@@ -271,7 +271,7 @@ def test_exit_codes_signals_and_termination_messages_are_told(
     long = "printf 'x%.0s' $(seq 5000) > /dev/termination-log; printf END >> /dev/termination-log"
     containers = [
         {**_container(f"{long}; exit 65"), "name": "coded"},
-        {**_container("sh -c 'kill -9 $$'; exit $?"), "name": "killed"},
+        {**_container("sh -c 'kill -9 $$$$'; exit $?"), "name": "killed"},
         {
             **_container(
                 "echo the last words; exit 1", terminationMessagePolicy="FallbackToLogsOnError"
@@ -418,14 +418,19 @@ def test_kubectl_logs_follows_tails_and_ends(cluster: RealCluster, cluster_names
 def test_a_pod_past_its_deadline_or_over_its_scratch_limit_fails(
     cluster: RealCluster, cluster_namespace: str
 ) -> None:
-    _create(cluster, cluster_namespace, "late", _container("sleep 60"), activeDeadlineSeconds=1)
+    _create(
+        cluster,
+        cluster_namespace,
+        "late",
+        _container("sleep 60"),
+        activeDeadlineSeconds=1,
+        terminationGracePeriodSeconds=1,
+    )
     full = _container(
         "head -c 3000000 /dev/zero > /work/big; sleep 60",
         volumeMounts=[{"name": "work", "mountPath": "/work"}],
     )
     volumes = [{"name": "work", "emptyDir": {"sizeLimit": "1Mi"}}]
-    for name in ("late", "full"):
-        assert name
     _create(
         cluster,
         cluster_namespace,
@@ -434,7 +439,7 @@ def test_a_pod_past_its_deadline_or_over_its_scratch_limit_fails(
         volumes=volumes,
         terminationGracePeriodSeconds=1,
     )
-    late = cluster.wait_pod(cluster_namespace, "late", "Failed", timeout_s=90)
+    late = cluster.wait_pod(cluster_namespace, "late", "Failed")
     evicted = cluster.wait_pod(cluster_namespace, "full", "Failed")
 
     assert late["status"]["reason"] == "DeadlineExceeded"
