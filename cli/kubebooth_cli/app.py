@@ -1,0 +1,383 @@
+"""The commands: each reads its arguments, asks cluster or store, and prints; nothing is decided
+here that could be decided in a function without a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from kubebooth_api import layout
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from kubebooth_cli import downloading, logs, pictures, steering, uploading
+from kubebooth_cli.cluster import Cluster, Where, connect
+from kubebooth_cli.errors import CliError
+from kubebooth_cli.locating import Flags
+from kubebooth_cli.opening import opened
+from kubebooth_cli.options import Context, Kubeconfig, Name, Namespace, located, stored
+from kubebooth_cli.session import Session, read
+from kubebooth_cli.showing import detail, failure_lines, table
+from kubebooth_cli.text import plain, size
+from kubebooth_cli.watching import Bars, Lines, follow
+
+_DNS_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+_EPILOG = "Works as kubectl plugin too: kubectl kubebooth status"
+
+app = typer.Typer(
+    name="kubebooth",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Format(StrEnum):
+    """How `status` prints."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@app.callback()
+def before(
+    ctx: typer.Context,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Upload pictures, follow sessions and fetch trained models of Kubebooth."""
+    ctx.obj = Where(namespace, context, kubeconfig)
+
+
+@app.command()
+@stored
+def upload(
+    where: Where,
+    flags: Flags,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATHS", help="Pictures, captions or folders of them."),
+    ],
+    session: Annotated[
+        str | None,
+        typer.Option(
+            "--session", "-s", metavar="NAME", help="Session that trains on the pictures."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="Publish a model folder as models/NAME."),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put files in place of others of the same name.")
+    ] = False,
+    skip_others: Annotated[
+        bool, typer.Option("--skip-others", help="Leave out files that are no pictures.")
+    ] = False,
+) -> None:
+    """Put pictures and captions, or a base model, into the store.
+
+    The session need not exist yet. What is there already is skipped; nothing is ever deleted.
+    """
+    if (session is None) == (model is None):
+        raise CliError(
+            "say what the files are for", "give --session NAME for pictures, or --model NAME"
+        )
+    if session is not None:
+        _upload_pictures(where, flags, paths, session, replace=replace, skip_others=skip_others)
+        return
+    if len(paths) != 1:
+        raise CliError("--model takes one folder", "kubebooth upload FOLDER --model NAME")
+    _upload_model(where, flags, paths[0], model or "")
+
+
+@app.command()
+@located
+def status(
+    where: Where,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Session to tell all about.")
+    ] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="Sessions of all namespaces.")
+    ] = False,
+    form: Annotated[Format, typer.Option("--output", "-o", help="text or json.")] = Format.TEXT,
+) -> None:
+    """Show all sessions in a table, or one of them in full."""
+    cluster, now = connect(where), datetime.now(UTC)
+    if name is not None:
+        found = cluster.session(name)
+        if form is Format.JSON:
+            out.out(json.dumps(found, indent=2))
+            return
+        out.print(detail(read(found), now))
+        return
+    items = cluster.sessions(everywhere=everywhere)
+    if form is Format.JSON:
+        out.out(json.dumps({"items": items}, indent=2))
+        return
+    if not items:
+        place = "the cluster" if everywhere else f"namespace {cluster.namespace}"
+        err.print(f"no sessions in {place}; apply one: kubectl apply -f session.yaml")
+        return
+    out.print(table([read(item) for item in items], now, namespaces=everywhere))
+
+
+@app.command()
+@located
+def watch(
+    where: Where,
+    name: Name,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=0, help="Give up after so long."),
+    ] = None,
+) -> None:
+    """Follow a session with live progress until it ends.
+
+    The exit code is 0 when it is complete and 1 when it failed.
+    """
+    cluster = connect(where)
+
+    def look() -> Session:
+        return read(cluster.session(name))
+
+    if out.is_terminal:
+        with Bars(out) as bars:
+            session = follow(look, bars, timeout_s=timeout)
+    else:
+        session = follow(look, Lines(out), timeout_s=timeout)
+    if session.ended:
+        out.print(f"[green]✔[/] [bold]{name}[/] is complete: {_published(session)}")
+        return
+    failure = failure_lines(session)
+    if failure is not None and session.holds("Failed"):
+        err.print(failure)
+        err.print(f"  kubebooth logs {name} shows the worker; kubebooth retry {name} tries again")
+    else:
+        err.print(f"[red]✖[/] {name} cannot go on: ", end="")
+        err.print(plain(session.message), markup=False)
+    raise typer.Exit(1)
+
+
+@app.command()
+@stored
+def samples(
+    where: Where,
+    flags: Flags,
+    name: Name,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File; by default named by its step."),
+    ] = None,
+) -> None:
+    """Download the newest sample picture.
+
+    At the end it shows the same prompts before and after training.
+    """
+    cluster = connect(where)
+    session = read(cluster.session(name))
+    uri = downloading.samples_uri(session)
+    path = output or downloading.samples_file(session, uri)
+    with opened(cluster, session.raw.get("spec"), flags, where) as store:
+        downloading.bring_samples(store, uri, path)
+    out.print(str(path), markup=False, soft_wrap=True)
+
+
+@app.command()
+@stored
+def fetch(
+    where: Where,
+    flags: Flags,
+    name: Name,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder; by default NAME-ARTIFACT."),
+    ] = None,
+    artifact: Annotated[
+        str | None, typer.Option("--artifact", metavar="NAME", help="By default diffusers.")
+    ] = None,
+) -> None:
+    """Download a trained model.
+
+    Every file is verified by its digest. A folder with other content is left as it is.
+    """
+    cluster = connect(where)
+    session = read(cluster.session(name))
+    chosen = downloading.artifact_of(session, artifact)
+    folder = output or Path(f"{name}-{chosen.name}")
+    with (
+        opened(cluster, session.raw.get("spec"), flags, where) as store,
+        _transfer(f"fetching {chosen.name}", chosen.size) as tell,
+    ):
+        manifest = downloading.bring_artifact(store, chosen, folder, on_bytes=tell)
+    files = _count(len(manifest.files), "file")
+    out.print(
+        f"{folder}: {files}, {size(manifest.size_bytes)}, verified {manifest.digest[:19]}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command(name="logs")
+@located
+def show_logs(
+    where: Where,
+    name: Name,
+    follow_on: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as the worker writes.")
+    ] = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", metavar="LINES", min=0, help="Only the last lines.")
+    ] = None,
+) -> None:
+    """Print the log of the session's newest worker."""
+    cluster = connect(where)
+    cluster.session(name)
+    pod = logs.newest_pod(cluster, name)
+    err.print(f"pod {pod}", style="dim", markup=False)
+    for line in logs.lines(cluster, pod, follow=follow_on, tail=tail):
+        sys.stdout.write(plain(line) + "\n")
+        sys.stdout.flush()
+
+
+@app.command()
+@located
+def retry(where: Where, name: Name) -> None:
+    """Let a failed session try again.
+
+    It goes on from its newest checkpoint.
+    """
+    _steer(where, name, steering.retry)
+
+
+@app.command()
+@located
+def suspend(where: Where, name: Name) -> None:
+    """Pause a session.
+
+    Its worker saves a checkpoint and ends; everything is kept.
+    """
+    _steer(where, name, steering.suspend)
+
+
+@app.command()
+@located
+def resume(where: Where, name: Name) -> None:
+    """Let a suspended session go on from its checkpoint."""
+    _steer(where, name, steering.resume)
+
+
+@app.command()
+def version() -> None:
+    """Print the version of this command line."""
+    out.print(f"kubebooth {version_of('kubebooth')} (kubebooth.io/v1alpha1)")
+
+
+def _steer(where: Where, name: str, act: Callable[[Cluster, Session], str]) -> None:
+    cluster = connect(where)
+    out.print(act(cluster, read(cluster.session(name))), markup=False)
+
+
+def _upload_pictures(
+    where: Where,
+    flags: Flags,
+    paths: list[Path],
+    session: str,
+    *,
+    replace: bool,
+    skip_others: bool,
+) -> None:
+    _check_name(session, "--session")
+    selection = pictures.select(paths, skip_others=skip_others)
+    cluster = None if flags.complete and where.namespace else connect(where)
+    namespace = where.namespace or (cluster.namespace if cluster else "default")
+    spec = None
+    if cluster is not None and not flags.complete:
+        known = [item for item in cluster.sessions() if item["metadata"]["name"] == session]
+        spec = known[0].get("spec") if known else None
+    prefix = layout.uploads(namespace, session)
+    with (
+        opened(cluster, spec, flags, where) as store,
+        _transfer("uploading", selection.size_bytes) as tell,
+    ):
+        sent = uploading.upload_pictures(
+            store, prefix, selection.files, replace=replace, on_bytes=tell
+        )
+    for note in selection.notes:
+        err.print(f"note: {plain(note)}", markup=False, style="yellow")
+    captions = sum(file.is_caption for file in selection.files)
+    shown = _count(len(selection.files) - captions, "picture")
+    shown += f" and {_count(captions, 'caption')}" if captions else ""
+    done = f"{sent.uploaded} uploaded, {sent.skipped} there already"
+    done += f", {sent.replaced} replaced" if sent.replaced else ""
+    out.print(f"{shown} for session {session} in {namespace}: {done}", markup=False)
+
+
+def _upload_model(where: Where, flags: Flags, folder: Path, model: str) -> None:
+    _check_name(model, "--model")
+    files = uploading.model_files(folder)
+    total = sum(path.stat().st_size for path in files.values())
+    cluster = None if flags.complete else connect(where)
+    prefix = layout.model(model)
+    with opened(cluster, None, flags, where) as store, _transfer("uploading", total) as tell:
+        manifest = uploading.publish_model(store, prefix, files, on_bytes=tell)
+    out.print(
+        f"{prefix}: {_count(len(manifest.files), 'file')}, {size(manifest.size_bytes)}, "
+        f"{manifest.digest[:19]}; use it as baseModel.source.store.key",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _check_name(name: str, option: str) -> None:
+    if not _DNS_NAME.match(name):
+        raise CliError(
+            f"{option} {name!r} is no name that Kubernetes takes",
+            "use lower-case letters, digits and inner dashes",
+        )
+
+
+def _published(session: Session) -> str:
+    return ", ".join(f"{a.name} ({size(a.size)})" for a in session.artifacts) or "nothing published"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def _transfer(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal; gives the function that is told further bytes."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(title, total=total_bytes)
+        yield lambda count: progress.advance(task, count)

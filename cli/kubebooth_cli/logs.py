@@ -1,0 +1,65 @@
+"""Finds the newest worker pod of a session and reads its log; it must not know what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kubebooth_cli.cluster import Cluster
+from kubebooth_cli.errors import CliError
+
+_LABEL = "kubebooth.io/session"
+
+
+def newest_pod(cluster: Cluster, session: str) -> str:
+    """Name of the newest worker pod that has or had a container running.
+
+    Raises `CliError` that says why when there is none.
+    """
+    listed = cluster.get(
+        cluster.path("pods"), labelSelector=f"app.kubernetes.io/managed-by=kubebooth,{_LABEL}"
+    )
+    pods = [pod for pod in listed["items"] if _belongs(pod, session)]
+    if not pods:
+        raise CliError(
+            f"{session} has no worker pod now",
+            f"kubebooth status {session} tells what it waits for",
+        )
+    pods.sort(key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+    started = [pod for pod in pods if _has_started(pod)]
+    if not started:
+        name = pods[-1]["metadata"]["name"]
+        raise CliError(f"pod {name} has not started: {_why_pending(pods[-1])}")
+    return str(started[-1]["metadata"]["name"])
+
+
+def lines(cluster: Cluster, pod: str, *, follow: bool, tail: int | None) -> Iterator[str]:
+    """The log of a pod line by line."""
+    query = {"follow": "true"} if follow else {}
+    if tail is not None:
+        query["tailLines"] = str(tail)
+    yield from cluster.lines(f"{cluster.path('pods', pod)}/log", **query)
+
+
+def _belongs(pod: Mapping[str, Any], session: str) -> bool:
+    label = str(pod["metadata"]["labels"][_LABEL])
+    # Names that are too long for a label are cut there and end in a digest.
+    return label == session or (len(session) > 63 and label.startswith(session[:50].rstrip(".-")))
+
+
+def _has_started(pod: Mapping[str, Any]) -> bool:
+    status = pod.get("status") or {}
+    states = [c.get("state") or {} for c in status.get("containerStatuses") or ()]
+    return any("running" in state or "terminated" in state for state in states)
+
+
+def _why_pending(pod: Mapping[str, Any]) -> str:
+    status = pod.get("status") or {}
+    for container in status.get("containerStatuses") or ():
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason"):
+            return f"{waiting['reason']} {waiting.get('message', '')}".strip()
+    for condition in status.get("conditions") or ():
+        if condition.get("status") == "False" and condition.get("message"):
+            return str(condition["message"])
+    return "it waits for a node (kubectl describe pod tells more)"
