@@ -59,9 +59,9 @@ def config_map(work: Work) -> Json:
     }
 
 
-def job(work: Work, runtime: Runtime, place: Place, settings: Settings) -> Json:
-    """One try of a worker. Interrupted pods are replaced without counting; any other failure ends
-    the Job, and the plan decides about the next try."""
+def job(work: Work, series: str, runtime: Runtime, place: Place, settings: Settings) -> Json:
+    """One try of a worker, in a series of tries. Interrupted pods are replaced without counting;
+    any other failure ends the Job, and the plan decides about the next try."""
     session = work.run.session
     return {
         "apiVersion": "batch/v1",
@@ -71,6 +71,7 @@ def job(work: Work, runtime: Runtime, place: Place, settings: Settings) -> Json:
             "namespace": session.namespace,
             "labels": {**names.labels(session.name, work.stage), **_queue(work, runtime)},
             "annotations": {
+                names.SERIES_ANNOTATION: series,
                 names.TARGET_ANNOTATION: work.target,
                 names.WORK_ANNOTATION: work.digest,
             },

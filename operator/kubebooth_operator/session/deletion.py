@@ -15,7 +15,7 @@ from kubebooth_operator.session import asked, facts, status, steps
 from kubebooth_operator.session.asked import PURGE
 from kubebooth_operator.session.readings import Session
 from kubebooth_operator.session.situation import Kind, Situation
-from kubebooth_operator.session.steps import Context, Step
+from kubebooth_operator.session.steps import Context, Step, look_again
 from kubebooth_operator.settings import Settings
 
 _CASCADES = {"foregroundDeletion", "orphan"}
@@ -72,6 +72,6 @@ def _tell(session: Session, step: Step, now: datetime) -> Plan:
         delete=step.delete,
         status=written,
         events=status.events(session.status, written, step.situation),
-        requeue_after_s=step.requeue_after_s,
+        requeue_after_s=look_again(step.apply, step.delete, after_s=step.requeue_after_s),
         decision=f"{step.situation.reason}: {step.situation.message}",
     )

@@ -21,7 +21,7 @@ from kubebooth_operator.session.facts import Facts
 from kubebooth_operator.session.readings import Session
 from kubebooth_operator.session.served import refuse_what_is_not_served
 from kubebooth_operator.session.situation import RELEASED, Kind, Situation
-from kubebooth_operator.session.steps import Context, Step
+from kubebooth_operator.session.steps import Context, Step, look_again
 from kubebooth_operator.settings import Settings
 
 
@@ -55,7 +55,12 @@ def plan(observed: Observed, now: datetime, settings: Settings) -> Plan:
         return _stalled(session, spec, stalled, now)
     if spec.deletion_policy == "Delete" and not session.has_finalizer:
         # Nothing may be written to the store before deletion is sure to wait for us.
-        return Plan(finalizer=True, decision="FinalizerAdded: deletion will wait for a purge")
+        return Plan(
+            finalizer=True,
+            # Our own writes send us no event.
+            requeue_after_s=steps.AT_ONCE_S,
+            decision="FinalizerAdded: deletion will wait for a purge",
+        )
     return _pursue(Context(session, spec, place, settings, now), observed)
 
 
@@ -80,15 +85,18 @@ def _pursue(context: Context, observed: Observed) -> Plan:
         generation=session.generation,
         now=context.now,
     )
+    delete = (*step.delete, *_unused_config_maps(session, step))
     return Plan(
         apply=step.apply,
-        delete=(*step.delete, *unused_config_maps(session, step)),
+        delete=delete,
         status=written,
         finalizer=_finalizer(session, context.spec),
         events=status.events(session.status, written, step.situation),
         poll_progress=step.listens,
-        requeue_after_s=(
-            context.settings.progress_interval_s if step.listens else step.requeue_after_s
+        requeue_after_s=look_again(
+            step.apply,
+            delete,
+            after_s=context.settings.progress_interval_s if step.listens else step.requeue_after_s,
         ),
         decision=f"{step.situation.reason}: {step.situation.message}",
     )
@@ -138,15 +146,17 @@ def _tidy(context: Context, step: Step, ended_at: datetime | None) -> Step:
     """Delete finished Jobs when their time is over. `ended_at` is None until the status tells of
     the end: before that the Jobs are its only witnesses."""
     ttl_s, jobs = context.spec.ttl_seconds_after_finished, context.session.jobs.values()
-    if ttl_s is None or ended_at is None or not jobs:
+    if ttl_s is None or not jobs:
         return step
+    if ended_at is None:
+        return replace(step, requeue_after_s=steps.AT_ONCE_S)
     left_s = (ended_at + timedelta(seconds=ttl_s) - context.now).total_seconds()
     if left_s > 0:
         return replace(step, requeue_after_s=left_s)
     return replace(step, delete=steps.stop_all(jobs))
 
 
-def unused_config_maps(session: Session, step: Step) -> tuple[ChildRef, ...]:
+def _unused_config_maps(session: Session, step: Step) -> tuple[ChildRef, ...]:
     """Run ConfigMaps that no Job of now or of this step mounts."""
     used = {job.config_map for job in session.jobs.values()}
     used |= {manifest["metadata"]["name"] for manifest in step.apply}

@@ -76,6 +76,7 @@ class Job:
     namespace: str
     uid: str
     stage: str
+    series: str
     work: str
     target: str
     config_map: str
@@ -206,6 +207,7 @@ def _job(manifest: Manifest, pods: Iterable[Pod]) -> Job:
         namespace=metadata["namespace"],
         uid=metadata["uid"],
         stage=_stage(metadata),
+        series=annotations.get(names.SERIES_ANNOTATION, ""),
         work=annotations.get(names.WORK_ANNOTATION, ""),
         target=annotations.get(names.TARGET_ANNOTATION, ""),
         config_map=_run_config_map(spec),

@@ -7,8 +7,8 @@ gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,6 +27,8 @@ from kubebooth_operator.settings import Settings
 LAST_WORD_S = 30
 """How long the pod's last word may lag behind its Job's end."""
 SOON_S = 5.0
+AT_ONCE_S = 0.1
+"""Look again as soon as our own writes are known: they send us no event."""
 
 _DOES = {
     PREPARE: "the worker checks the pictures and the base model",
@@ -68,7 +70,7 @@ class _Pursuit:
     work: Work
     facts: Facts
     job: Job | None
-    series: str = field(default="")
+    series: str
 
     def step(self, kind: Kind, reason: str, message: str, **more: Any) -> Step:
         """A step in a situation of this work."""
@@ -98,7 +100,7 @@ def pursue(context: Context, known: Facts, work: Work) -> Step:
     others = [j for j in session.jobs.values() if j.stage != work.stage and not j.finished]
     if others:
         return _stop(pursuit, others, "Replacing", "an earlier worker saves its state and stops")
-    if job is not None and job.finished and not job.terminating and _is_spent(job, work):
+    if job is not None and job.finished and not job.terminating and _is_spent(pursuit, job):
         counted = _count(pursuit, job)
         if counted is None:
             message = "the Job has ended; its worker's last word is awaited"
@@ -119,17 +121,25 @@ def pursue(context: Context, known: Facts, work: Work) -> Step:
     return _again(pursuit, job)
 
 
+def look_again(
+    apply: Sequence[object], delete: Sequence[object], *, after_s: float | None
+) -> float | None:
+    """When to look again: at once after children were touched. A child may turn out to be there
+    or gone already, and then nobody else would tell us."""
+    return AT_ONCE_S if apply or delete else after_s
+
+
 def stop_all(jobs: Iterable[Job]) -> tuple[ChildRef, ...]:
     """References to delete the Jobs that are not being deleted already."""
     return tuple(job.ref for job in jobs if not job.terminating)
 
 
-def _is_spent(job: Job, work: Work) -> bool:
-    """Whether a finished Job was a try of this work; one that reached the target and told so is
+def _is_spent(pursuit: _Pursuit, job: Job) -> bool:
+    """Whether a finished Job was a try of this series; one that reached the target and told so is
     never asked about here."""
     if job.result == "Complete":
-        return job.target == work.target
-    return job.work == work.digest
+        return job.target == pursuit.work.target
+    return job.series == pursuit.series
 
 
 def _count(pursuit: _Pursuit, job: Job) -> _Pursuit | None:
@@ -206,7 +216,7 @@ def _begin(pursuit: _Pursuit) -> Step:
         return _wait(pursuit)
     manifests = (
         children.config_map(work),
-        children.job(work, context.spec.runtime, context.place, context.settings),
+        children.job(work, pursuit.series, context.spec.runtime, context.place, context.settings),
     )
     return pursuit.step(Kind.WORKING, _DOING[work.stage], _DOES[work.stage], apply=manifests)
 
@@ -214,8 +224,8 @@ def _begin(pursuit: _Pursuit) -> Step:
 def _again(pursuit: _Pursuit, job: Job) -> Step:
     """A finished Job that did not reach the target holds the name: make room for the next try."""
     session = pursuit.context.session
-    if not _is_spent(job, pursuit.work):
-        return _stop(pursuit, [job], "Replacing", "the spec changed; a new worker will start")
+    if not _is_spent(pursuit, job):
+        return _stop(pursuit, [job], "Replacing", "asked anew; a new worker will start")
     if not _is_due(pursuit) or session.status.counted_job != job.uid:
         # The Job is the only witness of its failure until the status tells of it.
         return _wait(pursuit)
