@@ -22,7 +22,8 @@ from kubebooth_api.v1alpha1.session import (
 )
 
 from kubebooth_operator.session.asked import PREPARE, Work, run_uri
-from kubebooth_operator.session.readings import Failure, Job, Pod
+from kubebooth_operator.session.failures import Failure
+from kubebooth_operator.session.readings import Job, Pod
 
 LONGEST_BACKOFF_S = 600
 PROGRESS_PAUSE_S = 10

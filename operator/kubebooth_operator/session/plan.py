@@ -93,11 +93,7 @@ def _pursue(context: Context, observed: Observed) -> Plan:
         finalizer=_finalizer(session, context.spec),
         events=status.events(session.status, written, step.situation),
         poll_progress=step.listens,
-        requeue_after_s=look_again(
-            step.apply,
-            delete,
-            after_s=context.settings.progress_interval_s if step.listens else step.requeue_after_s,
-        ),
+        requeue_after_s=look_again(step.apply, delete, after_s=step.requeue_after_s),
         decision=f"{step.situation.reason}: {step.situation.message}",
     )
 

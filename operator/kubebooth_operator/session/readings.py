@@ -20,10 +20,6 @@ from kubebooth_operator.resources import FINALIZER
 from kubebooth_operator.session import names
 from kubebooth_operator.session.children import WORKER
 
-_OOM_CURE = (
-    "raise spec.runtime.resources.memory, or lower training.batchSize or training.resolution"
-)
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -311,41 +307,3 @@ def _problem(status: Mapping[str, Any], state: Mapping[str, Any]) -> Problem | N
 
 def _time(text: Any) -> datetime | None:
     return datetime.fromisoformat(text) if isinstance(text, str) and text else None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a Job failed, with the cure."""
-
-    reason: str
-    message: str
-    exit_code: int | None
-    counts: bool
-
-
-def failure(job: Job) -> Failure | None:
-    """What made a failed Job fail; None while its pod has not told yet."""
-    ended = [pod for pod in job.pods if pod.ended and pod.reason]
-    if not ended:
-        return None
-    pod = max(ended, key=lambda p: (p.finished_at or p.created_at or datetime.min).isoformat())
-    return Failure(
-        reason=pod.reason,
-        message=_explain(pod, job.stage),
-        exit_code=pod.exit_code,
-        counts=not pod.preempted,
-    )
-
-
-def _explain(pod: Pod, stage: str) -> str:
-    if pod.reason == REASONS[ExitCode.OUT_OF_MEMORY] and pod.exit_code != ExitCode.OUT_OF_MEMORY:
-        return f"{stage}: the worker was killed at its memory limit; {_OOM_CURE}"
-    if pod.report is not None and pod.report.message:
-        return f"{stage}: {pod.report.message}"
-    if pod.exit_code is None:
-        return f"{stage}: pod {pod.name} ended as {pod.reason} before the worker could report"
-    said = f"; it said last: {pod.last_words[-600:].strip()}" if pod.last_words.strip() else ""
-    return (
-        f"{stage}: the worker ended with exit code {pod.exit_code} without a report{said}; see"
-        f" `kubectl logs {pod.name}`"
-    )

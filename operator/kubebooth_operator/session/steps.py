@@ -17,10 +17,10 @@ from kubebooth_api.runs import RunReport
 from kubebooth_api.v1alpha1.session import DreamboothSessionSpec
 
 from kubebooth_operator.doors import ChildRef
-from kubebooth_operator.session import children, facts, holdups, readings
+from kubebooth_operator.session import children, facts, failures, holdups, readings
 from kubebooth_operator.session.asked import PREPARE, PURGE, TRAIN, Place, Work
 from kubebooth_operator.session.facts import Facts
-from kubebooth_operator.session.readings import Failure, Job, Session
+from kubebooth_operator.session.readings import Job, Session
 from kubebooth_operator.session.situation import HELD, NOT_YET, Kind, Quota, Situation
 from kubebooth_operator.settings import Settings
 
@@ -147,32 +147,13 @@ def _count(pursuit: _Pursuit, job: Job) -> _Pursuit | None:
     if pursuit.facts.counted_job == job.uid:
         return pursuit
     now = pursuit.context.now
-    failure = readings.failure(job) if job.result == "Failed" else None
+    failure = failures.of(job) if job.result == "Failed" else None
     if failure is None:
         if job.finished_at and now - job.finished_at < timedelta(seconds=LAST_WORD_S):
             return None
-        failure = _silent(job)
+        failure = failures.silent(job)
     retry = pursuit.context.spec.retry
     return replace(pursuit, facts=facts.with_failure(pursuit.facts, job, failure, retry, now=now))
-
-
-def _silent(job: Job) -> Failure:
-    if job.result == "Complete":
-        return Failure(
-            reason="ReportMissing",
-            message=f"{job.stage}: the worker ended well but its report cannot be read; the next"
-            " try finds in the store what is already done",
-            exit_code=None,
-            counts=True,
-        )
-    told = f" ({job.reason}: {job.message})" if job.reason else ""
-    return Failure(
-        reason="PodLost",
-        message=f"{job.stage}: the Job failed{told} and no pod is left to say why; see `kubectl"
-        f" describe job {job.name}`",
-        exit_code=None,
-        counts=True,
-    )
 
 
 def _failed(pursuit: _Pursuit) -> Step:
