@@ -119,7 +119,9 @@ def serving(reporter: Reporter, listen: tuple[str, int] | None) -> Iterator[int 
         )
         yield None
         return
-    thread = threading.Thread(target=server.serve_forever, name="progress", daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="progress", daemon=True
+    )
     thread.start()
     try:
         yield int(server.server_address[1])

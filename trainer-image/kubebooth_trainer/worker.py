@@ -206,7 +206,7 @@ def _dispatch(run: AnyRun, store: Store, reporter: Reporter, workdir: Path) -> A
 
 
 def _prepare(run: PrepareRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:
-    from kubebooth_trainer.prepare import prepare
+    from kubebooth_trainer.prepare.stage import prepare
 
     outcome = prepare(run, store=store, reporter=reporter, workdir=workdir)
     return Answer(outcome.message, dataset=outcome.dataset, base_model=outcome.base_model)

@@ -1,7 +1,5 @@
 """The prepare stage: the user's pictures and base model become verified, immutable snapshots.
 
-Nothing here imports torch: a pod of this stage starts in under a second and needs no accelerator.
+`stage` is the way in. Nothing here imports torch: a pod of this stage starts in about a second and
+needs no accelerator. This file imports nothing, so that the decoder's child starts at once.
 """
-
-from kubebooth_trainer.prepare.stage import PrepareOutcome as PrepareOutcome
-from kubebooth_trainer.prepare.stage import prepare as prepare

@@ -93,7 +93,7 @@ class Decoder:
         except TimeoutError:
             self._end()
             return Verdict(
-                f"takes more than {self._wall_limit_s:g} s to decode; export it again as JPEG or PNG"
+                f"takes more than {self._wall_limit_s:g} s to decode; export it again as JPEG"
             )
         return self._dead() if line is None else self._answer(line)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kubebooth_api import layout
 from kubebooth_api.runs import PrepareRun
 from kubebooth_api.v1alpha1.dataset import Concept
-from kubebooth_store import Store
+from kubebooth_store import Refused, Store
 
 from kubebooth_trainer.errors import ConfigurationError, DataError
 from kubebooth_trainer.prepare.captions import MAX_BYTES as MAX_CAPTION_BYTES
@@ -52,7 +52,11 @@ class Found:
 
 def find(run: PrepareRun, store: Store, verdicts: Verdicts) -> Found:
     """List all sources. Raises `ConfigurationError`, `DataError` (too many) and store errors."""
-    files = _without_litter(_listed(run, store), verdicts)
+    try:
+        files = _without_litter(_listed(run, store), verdicts)
+    except Refused as error:
+        # A name on disk that no key can have; the message names it and the cure.
+        raise DataError(str(error), reason="BadFiles") from error
     captions = {
         _caption_slot(file.concept, file.key[: -len(".txt")]): file
         for file in files
