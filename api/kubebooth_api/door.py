@@ -54,7 +54,7 @@ def changed_fields(model: Door, path: str = "") -> Iterator[tuple[str, Any]]:
     """
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
-        here = f"{path}.{to_camel(name)}".removeprefix(".")
+        here = f"{path}.{info.alias or name}".removeprefix(".")
         if isinstance(value, Door):
             if info.default is None:
                 yield here, value
