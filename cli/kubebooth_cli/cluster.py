@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ Object = Mapping[str, Any]
 GROUP = "kubebooth.io"
 SESSIONS = "dreamboothsessions"
 _TIMEOUT_S = (5.0, 30.0)
+_PAUSES_S = (0.5, 1.0, 2.0)
+_LATER = {429, 503}
+"""Overload, or a kind whose storage is being set up: the server wants the same request again."""
 _MERGE = "application/merge-patch+json"
 
 
@@ -124,7 +128,8 @@ class Cluster:
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = _MERGE
-        try:
+
+        def once() -> Any:
             return self._client.call_api(
                 url,
                 method,
@@ -135,6 +140,16 @@ class Cluster:
                 _preload_content=False,
                 _request_timeout=timeout_s,
             )
+
+        try:
+            for pause_s in _PAUSES_S:
+                try:
+                    return once()
+                except ApiException as error:
+                    if error.status not in _LATER:
+                        raise
+                    time.sleep(pause_s)
+            return once()
         except ApiException as error:
             raise self._refused(error, path) from error
         except HTTPError as error:
@@ -175,7 +190,8 @@ def connect(where: Where) -> Cluster:
         if inside is not None:
             return inside
         raise _no_kubeconfig(str(error), where) from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, yaml.YAMLError) as error:
+        # The loader of the kubernetes package stumbles in many ways over a file that is none.
         raise _no_kubeconfig(str(error), where) from error
     # One try for each request: a person waits for the answer.
     configuration.retries = False

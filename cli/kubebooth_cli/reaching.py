@@ -14,6 +14,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from kubebooth_cli.cluster import Cluster, Where
 from kubebooth_cli.errors import CliError
@@ -29,13 +30,14 @@ _FORWARD_S = 15.0
 def reachable(place: Place, cluster: Cluster | None, where: Where) -> Iterator[str | None]:
     """An endpoint that answers from here. Raises `CliError` with what was tried and the cure."""
     endpoint = place.endpoint
-    parts = urlsplit(endpoint) if endpoint else None
+    parts = _parsed(endpoint) if endpoint else None
     service = _SERVICE.match(parts.hostname or "") if parts else None
     if parts is None or service is None or cluster is None or place.given:
+        _check(parts)
         yield endpoint
         return
     name, namespace = service[1], service[2]
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = _port(parts)
     if _answers(parts.hostname or "", port):
         yield endpoint
         return
@@ -45,6 +47,37 @@ def reachable(place: Place, cluster: Cluster | None, where: Where) -> Iterator[s
         return
     with _forwarded(name, namespace, port, where) as local:
         yield _at(parts, "127.0.0.1", local)
+
+
+def _parsed(endpoint: str) -> SplitResult:
+    try:
+        parts = urlsplit(endpoint)
+        if parts.scheme in {"http", "https"} and parts.hostname and _port(parts):
+            return parts
+    except ValueError:
+        pass
+    raise CliError(
+        f"{endpoint!r} is no address of a store", "write http://host:port or https://host"
+    )
+
+
+def _check(parts: SplitResult | None) -> None:
+    """Say at once that nobody listens, which the store itself would try again for a minute."""
+    if parts is None or not parts.hostname or _is_proxied(parts):
+        return
+    if not _answers(parts.hostname, _port(parts)):
+        raise CliError(
+            f"the store {parts.geturl()} is away: nobody answers there",
+            "is it running? Try again, or name another address with --endpoint",
+        )
+
+
+def _is_proxied(parts: SplitResult) -> bool:
+    return parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _at(parts: SplitResult, host: str, port: int) -> str:
