@@ -158,19 +158,22 @@ def _attempts(attempts: list[Mapping[str, Any]]) -> Table:
         outcome = str(raw.get("outcome", ""))
         colour = {"Succeeded": "green", "Failed": "red", "Preempted": "yellow"}.get(outcome, "cyan")
         number = f"#{raw.get('number', '?')}"
-        reason = plain(raw.get("reason") or "")
+        reason = "" if raw.get("reason") == outcome else plain(raw.get("reason") or "")
         shown.add_row(number, plain(raw.get("stage", "")), Text(outcome, colour), Text(reason))
     return shown
 
 
-def _artifacts(session: Session) -> Table:
-    shown = Table.grid(padding=(0, 2))
-    for artifact in session.artifacts:
-        name = Text(plain(artifact.name), "bold green")
-        facts = Text(f"{plain(artifact.format)} {size(artifact.size)}".strip())
-        shown.add_row(name, facts, Text(plain(artifact.digest[:19]), "dim"))
-        shown.add_row("", Text(""), Text(plain(artifact.uri), overflow="fold"))
-    return shown
+def _artifacts(session: Session) -> Text:
+    lines = [
+        Text.assemble(
+            (plain(artifact.name), "bold green"),
+            f"  {plain(artifact.format)}  {size(artifact.size)}  ",
+            (plain(artifact.digest[:19]), "dim"),
+            f"\n{plain(artifact.uri)}",
+        )
+        for artifact in session.artifacts
+    ]
+    return Text("\n", overflow="fold").join(lines)
 
 
 def _conditions(session: Session, now: datetime) -> Table:
@@ -201,7 +204,7 @@ def _mark(name: str, status: str) -> Text:
 
 def _long_bar(progress: Progress) -> Table:
     shown = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=100, completed=progress.percentage, width=24)
+    bar = ProgressBar(total=100, completed=progress.percentage, width=24, complete_style="cyan")
     shown.add_row(bar, f"{progress.percentage}%", Text(reading(progress)))
     return shown
 
@@ -211,7 +214,9 @@ def _short_bar(session: Session) -> RenderableType:
         return Text("")
     done = 100 if session.progress is None else session.progress.percentage
     shown = Table.grid(padding=(0, 1))
-    shown.add_row(ProgressBar(total=100, completed=done, width=10), f"{done:>3}%")
+    shown.add_row(
+        ProgressBar(total=100, completed=done, width=10, complete_style="cyan"), f"{done:>3}%"
+    )
     return shown
 
 

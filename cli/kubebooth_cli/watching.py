@@ -173,8 +173,8 @@ def picture(
     for row in rows:
         grid.add_row(*_row_cells(session, row, spinner))
     whole = 100 if session.ended else (session.progress.percentage if session.progress else 0)
-    bar = ProgressBar(total=100, completed=whole, width=30)
-    grid.add_row("", Text("Together", "bold"), bar, f"{whole}%", Text(duration(elapsed_s), "dim"))
+    bar = ProgressBar(total=100, completed=whole, width=30, complete_style="cyan")
+    grid.add_row("", Text("Total", "bold"), bar, f"{whole}%", Text(duration(elapsed_s), "dim"))
     parts: list[RenderableType] = [head, grid]
     if trouble:
         parts.append(Text(f"trying again: {one_line(trouble)}", "yellow"))
@@ -190,7 +190,9 @@ def _row_cells(session: Session, row: Row, spinner: RenderableType) -> list[Rend
         bar = ProgressBar(total=1, completed=1, width=30)
         return [Text("✔", "green"), name, bar, Text(count, "dim"), ""]
     pulse = row.total == 0 and row.state == "active" and session.ended is None
-    bar = ProgressBar(total=row.total or 1, completed=row.step, width=30, pulse=pulse)
+    bar = ProgressBar(
+        total=row.total or 1, completed=row.step, width=30, pulse=pulse, complete_style="cyan"
+    )
     if row.state == "begun":
         return [Text("·", "cyan"), name, bar, count, ""]
     mark: RenderableType = spinner if session.ended is None else Text("✖", "red")
