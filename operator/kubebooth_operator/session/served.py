@@ -105,7 +105,7 @@ CURES: Mapping[str, str] = {
 }
 """What to do instead, by the beginning of the path."""
 
-_ASK_ABOVE = frozenset(path.rpartition(".")[0] for path in WHOLE)
+_ASK_ABOVE = frozenset(path.rpartition(".")[0].removesuffix("[]") for path in WHOLE)
 
 
 def refuse_what_is_not_served(spec: DreamboothSessionSpec) -> None:
@@ -129,12 +129,16 @@ def refuse_what_is_not_served(spec: DreamboothSessionSpec) -> None:
 def _is_served(path: str) -> bool:
     if path in WHOLE:
         return True
-    above = path.rpartition(".")[0]
+    above = _above(path)
     while above:
         if above in WHOLE and above not in _ASK_ABOVE:
             return True
-        above = above.rpartition(".")[0]
+        above = _above(above)
     return False
+
+
+def _above(path: str) -> str:
+    return path.rpartition(".")[0].removesuffix("[]")
 
 
 def _cure(path: str) -> str:
