@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +175,17 @@ def test_every_column_and_scale_path_leads_to_a_field(kind: Kind) -> None:
         paths += [kind.scale.spec_path, kind.scale.status_path, kind.scale.selector_path]
     known = {f".{path.replace('[]', '[0]')}" for path, _ in described(kind)}
     assert [path for path in paths if path not in known] == []
+
+
+@pytest.mark.parametrize("path", sorted(p for p in rendered() if p.endswith(".md")))
+def test_every_anchor_of_the_reference_is_unique_and_every_link_has_one(path: str) -> None:
+    text = rendered()[path]
+    anchors = re.findall(r'<a id="([^"]+)"></a>', text)
+    assert len(anchors) == len(set(anchors))
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= set(anchors)
+
+
+@every_kind
+def test_a_crd_is_small_enough_for_an_apply_by_the_client(kind: Kind) -> None:
+    # kubectl keeps the whole manifest in an annotation of at most 262144 bytes.
+    assert len(json.dumps(definition(kind))) < 250_000
