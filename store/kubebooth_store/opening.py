@@ -32,8 +32,10 @@ def open_store(
 ) -> Store:
     """Open `s3://bucket/prefix` or `file:///folder`; nothing is contacted yet.
 
-    `timeout_s` bounds one request with all its tries (parts of files get more by their size);
-    `parallel` bounds requests at once. Raises `Refused` when an address is malformed.
+    `timeout_s` is for how long one request is tried again, and after which silence it is given
+    up; a file is many requests. `parallel` bounds requests at once.
+
+    Raises `Refused` when an address is malformed.
     """
     if timeout_s <= 0 or parallel < 1:
         raise Refused("timeout_s must be positive and parallel at least 1")

@@ -29,7 +29,7 @@ class Patience:
     """Time-outs of one store, all derived from one number."""
 
     timeout_s: float
-    """Total time for one request with all its tries; transfers get more by their size."""
+    """Time within which a request may be tried, and time of one try while no byte moves."""
     first_pause_s: float = 0.1
     longest_pause_s: float = 8.0
 
@@ -50,42 +50,44 @@ class Attempt:
 
     number: int
     """1 for the first."""
-    deadline: float
-    """Monotonic time at which the whole request is given up."""
+    began: float
+    """Monotonic time at which this try began."""
+    timeout_s: float
+    """Time for it when no byte moves, in seconds."""
 
-    def check(self) -> None:
-        """Raise `Transient` once the time is over, so that a trickle does not last for ever."""
-        if time.monotonic() >= self.deadline:
+    def check(self, done_bytes: int = 0) -> None:
+        """Raise `Transient` once the time is over, so that a trickle does not last for ever.
+
+        Bytes that moved lengthen the time, at 64 KiB/s.
+        """
+        allowed_s = self.timeout_s + done_bytes / _SLOWEST_BYTES_PER_S
+        if time.monotonic() >= self.began + allowed_s:
             raise Transient("it was too slow")
 
 
-def persist(
-    action: Callable[[Attempt], T], *, patience: Patience, what: str, size_bytes: int = 0
-) -> T:
+def persist(action: Callable[[Attempt], T], *, patience: Patience, what: str) -> T:
     """Try an action until it gives a result, with exponential back-off and full jitter.
 
+    No try begins later than `timeout_s` after the first, but one more always does after a fault.
     Raises `Unavailable` when the time is over and `Corrupt` when bytes arrive damaged repeatedly;
     both name `what`.
     """
-    began = time.monotonic()
-    allowed_s = patience.timeout_s + size_bytes / _SLOWEST_BYTES_PER_S
-    deadline = began + allowed_s
+    first = time.monotonic()
     number = damaged = 0
     while True:
         number += 1
         try:
-            return action(Attempt(number, deadline))
+            return action(Attempt(number, time.monotonic(), patience.timeout_s))
         except Transient as fault:
             damaged += fault.corrupt
             if damaged >= _CORRUPT_TRIES:
-                raise Corrupt(
-                    f"{what}: {fault}, {damaged} times; check the network path"
-                ) from fault
+                raise Corrupt(f"{what}: {fault}, {damaged} times; check the network") from fault
             ceiling = patience.first_pause_s * 2 ** min(number - 1, 16)
             pause_s = random.uniform(0, min(ceiling, patience.longest_pause_s))
-            if time.monotonic() + pause_s >= deadline:
+            passed_s = time.monotonic() - first
+            if number > 1 and passed_s + pause_s >= patience.timeout_s:
                 raise Unavailable(
-                    f"{what}: {fault}; gave up after {number} tries in "
-                    f"{time.monotonic() - began:.1f} s; check that the store is up and reachable"
+                    f"{what}: {fault}; gave up after {number} tries in {passed_s:.1f} s; "
+                    "check that the store is up and reachable"
                 ) from fault
             time.sleep(pause_s)

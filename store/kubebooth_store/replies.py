@@ -133,7 +133,10 @@ def document(reply: Reply, *, root: str, what: str) -> ET.Element:
         code, message = fault_of(reply.data)
         raise Transient(f"the server failed ({code}: {message})")
     if local_name(element.tag) != root:
-        raise Corrupt(f"{what}: the reply is {local_name(element.tag)!r}, not {root!r}")
+        raise Corrupt(
+            f"{what}: the reply is {local_name(element.tag)[:40]!r}, not {root!r}; "
+            "is this an S3 server?"
+        )
     return element
 
 

@@ -109,7 +109,7 @@ class S3Store:
                 raise Transient("the bytes are not those that were stored", corrupt=True)
             return reply
 
-        reply = persist(once, patience=self.wire.patience, what=what, size_bytes=max_bytes)
+        reply = persist(once, patience=self.wire.patience, what=what)
         if reply.oversized:
             raise Refused(f"{what}: larger than the {max_bytes} bytes allowed; download it instead")
         return reply.data, self._entry(key, reply, len(reply.data))
@@ -177,7 +177,12 @@ class S3Store:
         if length == 0:
             return ()
         headers = {"Range": f"bytes={start}-{start + length - 1}", "If-Match": f'"{entry.etag}"'}
-        call = Call("GET", self.full(entry.key), headers=headers, max_reply_bytes=length)
+        call = Call(
+            "GET",
+            self.full(entry.key),
+            headers=headers,
+            max_reply_bytes=length,
+        )
         what = self.wire.what(call)
 
         def once(_attempt: Attempt) -> tuple[bytes, ...]:
@@ -188,7 +193,7 @@ class S3Store:
                 raise Transient(f"{reply.length} of {length} bytes arrived")
             return reply.pieces
 
-        return persist(once, patience=self.wire.patience, what=what, size_bytes=length)
+        return persist(once, patience=self.wire.patience, what=what)
 
     def download(
         self,

@@ -63,18 +63,22 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Body | None = None
     max_reply_bytes: int = 8 << 20
+    """Longer bodies of replies are cut and marked."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Watched:
     """A body that stops being read once the time is over."""
 
     source: Readable
     attempt: Attempt
+    done_bytes: int = 0
 
     def read(self, size: int = -1) -> bytes:
-        self.attempt.check()
-        return self.source.read(size if size > 0 else _BLOCK_BYTES)
+        self.attempt.check(self.done_bytes)
+        block = self.source.read(size if size > 0 else _BLOCK_BYTES)
+        self.done_bytes += len(block)
+        return block
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,6 @@ class Wire:
             lambda attempt: self._once(call, attempt, signer),
             patience=self.patience,
             what=self.what(call),
-            size_bytes=(call.body.size if call.body else 0) + call.max_reply_bytes,
         )
 
     def ask(self, call: Call, *, root: str) -> Element:
@@ -248,8 +251,9 @@ def _collect(response: urllib3.BaseHTTPResponse, call: Call, attempt: Attempt) -
     size = 0
     try:
         while call.method != "HEAD":
-            attempt.check()
-            piece = response.read(_BLOCK_BYTES, decode_content=False)
+            attempt.check(size)
+            # One read of the socket at a time: a trickle must come back here.
+            piece = response.read1(_BLOCK_BYTES, decode_content=False)
             if not piece:
                 break
             size += len(piece)

@@ -21,6 +21,7 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
     try:
         yield server.start()
     finally:
+        server.kill()
         server.stop()
 
 

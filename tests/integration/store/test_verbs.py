@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def test_lists_are_sorted_by_bytes_and_prefixes_are_folders(store: Store) -> Non
     assert [entry.key for entry in store.list("")] == ["a b/x", "a-b/x", "a.b", "ab", "b"]
 
 
-def test_a_list_of_more_than_a_page_is_whole(store: Store) -> None:
+def test_a_list_of_more_than_a_page_is_whole(open_s3: Callable[[], Store]) -> None:
+    store = open_s3()
     keys = [f"many/{number:04}" for number in range(1010)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda key: store.write(key, b""), keys))

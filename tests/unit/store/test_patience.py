@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from kubebooth_store import Corrupt, Unavailable
 from kubebooth_store.patience import Attempt, Patience, Transient, persist
@@ -48,12 +50,19 @@ def test_a_trickle_is_cut_off_at_the_deadline() -> None:
         persist(trickle, patience=Patience(0.05), what="GET a")
 
 
-def test_larger_bodies_are_given_more_time() -> None:
-    seen: list[float] = []
+def test_a_first_try_that_used_all_the_time_is_followed_by_one_more() -> None:
+    def slow_once(attempt: Attempt) -> int:
+        if attempt.number == 1:
+            time.sleep(0.02)
+            raise Transient("cut off late")
+        return attempt.number
 
-    def look(attempt: Attempt) -> None:
-        seen.append(attempt.deadline)
+    assert persist(slow_once, patience=Patience(0.01), what="PUT a") == 2
 
-    persist(look, patience=QUICK, what="PUT a")
-    persist(look, patience=QUICK, what="PUT b", size_bytes=64 << 20)
-    assert seen[1] - seen[0] > 1000
+
+def test_a_try_that_moves_bytes_is_given_more_time_than_one_that_does_not() -> None:
+    began = time.monotonic() - 10
+    attempt = Attempt(1, began, timeout_s=5)
+    with pytest.raises(Transient):
+        attempt.check(1000)
+    attempt.check(1 << 20)
