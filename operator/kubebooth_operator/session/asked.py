@@ -6,11 +6,13 @@ Knows the contract and the installation's settings; knows nothing of Jobs or of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from kubebooth_api import layout
 from kubebooth_api.artifacts import Artifact
 from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.digests import digest_json
+from kubebooth_api.door import Door
 from kubebooth_api.runs import (
     PrepareRun,
     PurgeRun,
@@ -100,10 +102,10 @@ def prepare(spec: DreamboothSessionSpec, identity: SessionIdentity, place: Place
     )
     target = digest_json(
         {
-            "baseModel": spec.base_model.dump(),
-            "concepts": [concept.dump() for concept in spec.concepts],
-            "preprocess": spec.preprocess.dump(),
-            "captions": spec.captions.dump(),
+            "baseModel": _told(spec.base_model),
+            "concepts": [_told(concept) for concept in spec.concepts],
+            "preprocess": _told(spec.preprocess),
+            "captions": _told(spec.captions),
             "resolution": run.resolution,
             "place": place.identity,
             "uploads": layout.uploads(identity.namespace, identity.name),
@@ -149,7 +151,7 @@ def train(
             "run": digest,
             "place": place.identity,
             "steps": [spec.training.text_encoder.steps, spec.training.denoiser.steps],
-            "outputs": [output.dump() for output in spec.outputs],
+            "outputs": [_told(output) for output in spec.outputs],
         }
     )
     return Work(TRAIN, run, target, _work_digest(spec, run, target))
@@ -176,14 +178,22 @@ def _work_digest(
 ) -> str:
     """What the user decides about a Job. The image and the default store's address are the
     installation's: changing them must not stop what runs."""
-    asked = run.dump()
+    asked = _told(run)
     for of_the_installation in ("endpoint", "region"):
         asked["store"].pop(of_the_installation, None)
     return digest_json(
         {
+            "stage": run.kind,
             "run": asked,
             "target": target,
-            "runtime": spec.runtime.dump(),
-            "storage": spec.storage.dump(),
+            "runtime": _told(spec.runtime),
+            "storage": _told(spec.storage),
         }
     )
+
+
+def _told(model: Door) -> dict[str, Any]:
+    """What differs from the defaults, for digests: a field that a later version adds must neither
+    stop what runs nor reopen what is complete. A default that changes has to be written in here."""
+    told: dict[str, Any] = model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return told

@@ -28,13 +28,30 @@ class Kind(Enum):
     """The spec cannot be followed as it is."""
 
 
+def fit_reason(reason: str) -> str:
+    """A reason from outside as one word that a condition may have."""
+    word = re.sub(r"[^A-Za-z0-9_]", "", reason)[:128]
+    return word if word[:1].isalpha() else "Unknown"
+
+
+def fit_message(message: str) -> str:
+    """A message from outside, cut to what a status may have."""
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    return f"{message[: _LONGEST_MESSAGE - 2].rstrip()} …"
+
+
 @dataclass(frozen=True)
 class Quota:
-    """Whether the train pod has its place."""
+    """Whether the train pod has its place. Words from outside are made fit."""
 
     holds: bool
     reason: str
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", fit_reason(self.reason))
+        object.__setattr__(self, "message", fit_message(self.message))
 
 
 NOT_YET = Quota(False, "NotYet", "training has not asked for resources yet")
@@ -44,7 +61,7 @@ RELEASED = Quota(False, "Released", "nothing is reserved any more")
 
 @dataclass(frozen=True)
 class Situation:
-    """What is the case, for machines and for people. Reasons from outside are made fit."""
+    """What is the case, for machines and for people. Words from outside are made fit."""
 
     kind: Kind
     reason: str
@@ -54,9 +71,5 @@ class Situation:
     quota: Quota = NOT_YET
 
     def __post_init__(self) -> None:
-        reason = re.sub(r"[^A-Za-z0-9_]", "", self.reason)[:128]
-        fit = reason if reason[:1].isalpha() else "Unknown"
-        object.__setattr__(self, "reason", fit)
-        if len(self.message) > _LONGEST_MESSAGE:
-            cut = f"{self.message[: _LONGEST_MESSAGE - 2].rstrip()} …"
-            object.__setattr__(self, "message", cut)
+        object.__setattr__(self, "reason", fit_reason(self.reason))
+        object.__setattr__(self, "message", fit_message(self.message))

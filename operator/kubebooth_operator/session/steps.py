@@ -260,5 +260,5 @@ def _quota(job: Job, work: Work, holdup: readings.Problem | None) -> Quota:
     if any(pod.scheduled for pod in job.pods if not pod.ended):
         return HELD
     if holdup is not None:
-        return Quota(False, holdup.reason, holdup.message[:1000])
+        return Quota(False, holdup.reason, holdup.message)
     return Quota(False, "Pending", "the train pod is not on a node yet")

@@ -95,7 +95,7 @@ def test_a_preempted_worker_goes_on_without_counting() -> None:
 
 
 def test_attempts_are_bounded_and_keep_the_newest() -> None:
-    booth = _exits(*[ExitCode.PREEMPTED] * 50, 0)
+    booth = _exits(*[ExitCode.PREEMPTED] * 36, 0)
     exits = booth.world.next_exit
 
     def one_a_second(stage: str) -> int:
@@ -107,7 +107,7 @@ def test_attempts_are_bounded_and_keep_the_newest() -> None:
     attempts = booth.status["attempts"]
     assert len(attempts) == 32
     assert attempts[-1]["outcome"] == "Succeeded"
-    assert attempts[-1]["number"] == 52
+    assert attempts[-1]["number"] == 38
 
 
 def test_a_worker_killed_at_its_memory_limit_names_the_cure() -> None:

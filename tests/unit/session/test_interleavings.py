@@ -12,7 +12,7 @@ from tests.unit.operator_core.simulator import Faults
 from tests.unit.session.booth import Booth, spec
 from tests.unit.session.world import KILLED, chance
 
-SEEDS = 60
+SEEDS = 40
 ACTIONS = 90
 
 
@@ -118,7 +118,7 @@ def _is_told_truly(booth: Booth) -> None:
     assert all(a["outcome"] != "Running" for a in booth.status["attempts"])
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(15))
 def test_bad_data_ends_failed_whatever_happened_before(seed: int) -> None:
     chaos = Chaos(seed + 1000)
     for _ in range(ACTIONS // 2):
@@ -135,7 +135,7 @@ def test_bad_data_ends_failed_whatever_happened_before(seed: int) -> None:
     assert not any(pod["status"]["phase"] == "Running" for pod in _pods(booth))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(15))
 def test_a_suspended_session_comes_to_rest_without_a_pod(seed: int) -> None:
     chaos = Chaos(seed + 2000)
     for _ in range(ACTIONS // 2):
@@ -149,7 +149,7 @@ def test_a_suspended_session_comes_to_rest_without_a_pod(seed: int) -> None:
     assert not booth.holds("Reconciling")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(15))
 def test_deletion_ends_whatever_happened_before(seed: int) -> None:
     chaos = Chaos(seed + 3000)
     chaos.booth.edit(deletionPolicy="Delete")
