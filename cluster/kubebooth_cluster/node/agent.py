@@ -5,6 +5,7 @@ It must not know what happens inside a pod.
 
 import asyncio
 import logging
+import os
 import random
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kubebooth_cluster.api import ApiError
-from kubebooth_cluster.files import read_json
+from kubebooth_cluster.files import read_json, write_json
 from kubebooth_cluster.node import launch
 from kubebooth_cluster.node.claims import Provisioner
 from kubebooth_cluster.node.environment import PodFacts
@@ -66,6 +67,7 @@ class Agent:
                 # A pod's environment and hosts file tell of Services: they must be known first.
                 await services.wait()
                 await until_answered(registration.register, what="node registration")
+                write_json(self._settings.folder / "registered.json", {"pid": os.getpid()})
                 group.create_task(registration.run())
                 group.create_task(self._provisioner.run())
                 group.create_task(

@@ -6,21 +6,16 @@ It must not know the other containers of its pod; the pod decides when it runs.
 import asyncio
 import dataclasses
 import logging
-import signal
-import time
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
-from kubebooth_cluster import processes
 from kubebooth_cluster.api import ApiError
 from kubebooth_cluster.errors import ClusterError
-from kubebooth_cluster.node import launch, memory, probes
+from kubebooth_cluster.node import launch
+from kubebooth_cluster.node.attempt import Attempt
 from kubebooth_cluster.node.configure import configure, gpu_count
 from kubebooth_cluster.node.environment import ConfigError
 from kubebooth_cluster.node.images import Image, find_image
 from kubebooth_cluster.node.kube import Unreachable
-from kubebooth_cluster.node.quantities import parse_quantity
 from kubebooth_cluster.node.records import Exit, Record, read_record, write_record
 from kubebooth_cluster.node.sandbox import Sandbox, bwrap_options
 from kubebooth_cluster.node.settings import Object, age_s, now
@@ -32,7 +27,6 @@ log = logging.getLogger("kubebooth.node")
 
 _CONFIG_RETRY_S = 1.0
 _HEALTHY_S = 600
-_MIN_GRACE_S = 2.0
 
 
 class Container:
@@ -48,10 +42,9 @@ class Container:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record: Record | None = read_record(self.folder / "record.json")
         self.started = asyncio.Event()
-        self._ready = False
+        self._attempt: Attempt | None = None
         self._waiting: tuple[str, str] | None = None
         self._stopping = asyncio.Event()
-        self._reason = ""
         self._fresh = self.record is None
         if self.record is not None:
             site.devices.hold(self._owner, self.record.gpus)
@@ -95,13 +88,13 @@ class Container:
             container_id=record.container_id if record else "",
             restart_count=record.number if record else 0,
             started=running and self.started.is_set(),
-            ready=self._is_ready(running=running),
+            ready=self._is_ready(),
         )
 
-    def _is_ready(self, *, running: bool) -> bool:
+    def _is_ready(self) -> bool:
         if self.kind == "init":
             return bool(self.record and self.record.exit and self.record.exit.code == 0)
-        return running and self._ready
+        return self._attempt is not None and self._attempt.ready
 
     def wait_for(self, reason: str, message: str = "") -> None:
         """Say why it does not run."""
@@ -126,10 +119,10 @@ class Container:
         """One attempt to its end, or the rest of the one that an earlier agent started."""
         if self._fresh and not await self._start():
             return None
-        self._fresh = True
         self._waiting = None
         if self.record is not None and self.record.exit is None:
             await self._attend()
+        self._fresh = True
         return self.record.exit if self.record else None
 
     async def _start(self) -> bool:
@@ -201,8 +194,6 @@ class Container:
 
     def _begin(self, record: Record, sandbox: Sandbox) -> None:
         self.started.clear()
-        self._ready = False
-        self._reason = ""
         status = self.folder / f"{record.number}.status"
         try:
             launched = launch.launch(
@@ -228,37 +219,26 @@ class Container:
             (self.folder / f"{number}.{ending}").unlink(missing_ok=True)
 
     async def _attend(self) -> None:
-        """Stay with a running attempt until it ends."""
-        launched = self.launched
-        if launched is None:
+        """Stay with a running attempt, begun by this agent or an earlier one, until it ends."""
+        record = self.record
+        if record is None or record.launched is None:
             return
-        helpers = [asyncio.create_task(job) for job in self._helpers(launched)]
+        self._attempt = Attempt(
+            self.site, self.spec, record, record.launched, adopted=not self._fresh
+        )
+        relay = asyncio.create_task(self._relay_start(self._attempt))
         try:
-            await launch.ended(launched.monitor)
-            # bwrap itself may have been killed: then its container must not go on alone.
-            launch.signal_container(launched, signal.SIGKILL)
-            await launch.ended(launched.child)
+            await self._attempt.attend()
         finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
-        self._finish()
+            relay.cancel()
+        self._finish(self._attempt.reason)
 
-    def _helpers(self, launched: launch.Launched) -> list[Coroutine[Any, Any, None]]:
-        jobs = [self._probe(launched)]
-        limits = (self.spec.get("resources") or {}).get("limits") or {}
-        if "memory" in limits:
-            limit = int(parse_quantity(limits["memory"]))
-            jobs.append(self._guard_memory(launched, limit_bytes=limit))
-        return jobs
+    async def _relay_start(self, attempt: Attempt) -> None:
+        await attempt.started.wait()
+        self.started.set()
 
-    async def _guard_memory(self, launched: launch.Launched, *, limit_bytes: int) -> None:
-        await memory.exceeded(launched.child, limit_bytes=limit_bytes)
-        self._reason = "OOMKilled"
-        launch.signal_container(launched, signal.SIGKILL)
-
-    def _finish(self) -> None:
-        """Note how the attempt ended."""
+    def _finish(self, reason: str) -> None:
+        """Note how the attempt ended; `reason` is why this node killed it, if it did."""
         record = self.record
         if record is None:
             return
@@ -273,7 +253,7 @@ class Container:
         else:
             # Without a code the whole container was killed together with its shim.
             code = 137 if code is None else code
-            reason = self._reason or ("Completed" if code == 0 else "Error")
+            reason = reason or ("Completed" if code == 0 else "Error")
         ended = Exit(code, reason, record.started_at, now(), record.container_id, message)
         self._keep(dataclasses.replace(record, exit=ended))
         log.info(
@@ -283,115 +263,20 @@ class Container:
             code,
             reason,
         )
-        self._ready = False
+        self._attempt = None
         self.site.changed()
-
-    def target(self) -> probes.Target:
-        """What probes and hooks are asked of: the running attempt."""
-        record = self.record
-        if record is None or record.launched is None:
-            raise ProcessLookupError(f"container {self.name} does not run")
-        return probes.Target(
-            ip=self.site.facts.ip,
-            child=record.launched.child,
-            environment=record.environment,
-            workdir=record.workdir,
-            ports=self.spec.get("ports") or (),
-        )
-
-    async def _probe(self, launched: launch.Launched) -> None:
-        await self._hook("postStart")
-        if "startupProbe" in self.spec:
-            await probes.follow(self.spec["startupProbe"], self.target, self._on_startup)
-        if not self.started.is_set() and "startupProbe" in self.spec:
-            return
-        self.started.set()
-        self._ready = "readinessProbe" not in self.spec
-        self.site.changed()
-        loops = []
-        if "livenessProbe" in self.spec:
-            loops.append(probes.follow(self.spec["livenessProbe"], self.target, self._on_liveness))
-        if "readinessProbe" in self.spec:
-            loops.append(
-                probes.follow(self.spec["readinessProbe"], self.target, self._on_readiness)
-            )
-        await asyncio.gather(*loops)
-
-    async def _on_startup(self, ok: bool, message: str) -> bool:
-        if ok:
-            self.started.set()
-            return True
-        return await self._unhealthy("Startup", self.spec["startupProbe"], message)
-
-    async def _on_liveness(self, ok: bool, message: str) -> bool:
-        return not ok and await self._unhealthy("Liveness", self.spec["livenessProbe"], message)
-
-    async def _on_readiness(self, ok: bool, message: str) -> bool:
-        if not ok:
-            told = f"Readiness probe failed: {message}"
-            self.site.events.tell(self.site.pod, "Unhealthy", told, warning=True)
-        if ok != self._ready:
-            self._ready = ok
-            self.site.changed()
-        return False
-
-    async def _unhealthy(self, kind: str, probe: Object, message: str) -> bool:
-        """Kill the attempt that failed a probe; the restart policy does the rest."""
-        told = f"{kind} probe failed: {message}"
-        self.site.events.tell(self.site.pod, "Unhealthy", told, warning=True)
-        grace = self.site.pod["spec"].get("terminationGracePeriodSeconds", 30)
-        grace = probe.get("terminationGracePeriodSeconds", grace)
-        # Not awaited: ending the process cancels the task that asks the probes.
-        self._killing = asyncio.create_task(self._terminate(time.monotonic() + grace))
-        return True
-
-    async def _hook(self, name: str) -> None:
-        action = (self.spec.get("lifecycle") or {}).get(name)
-        if action is None or self.launched is None:
-            return
-        ok, message = await probes.ask(action, self.target(), timeout_s=600)
-        if not ok:
-            told = f"{name} hook failed: {message}"
-            self.site.events.tell(self.site.pod, f"Failed{name[0].upper()}{name[1:]}Hook", told)
-            if name == "postStart":
-                self._killing = asyncio.create_task(self._terminate(time.monotonic() + 2))
-
-    async def _terminate(self, deadline: float) -> None:
-        """preStop, SIGTERM, and SIGKILL at the deadline (monotonic seconds)."""
-        launched = self.launched
-        if launched is None:
-            return
-        self.site.events.tell(self.site.pod, "Killing", f"Stopping container {self.name}")
-        try:
-            async with asyncio.timeout_at(_loop_time(deadline)):
-                await self._hook("preStop")
-        except TimeoutError:
-            log.info("preStop of container=%s took all of the grace period", self.name)
-        launch.signal_container(launched, signal.Signals[self._stop_signal()])
-        # A hook that took all the time still leaves the process two seconds, as a kubelet does.
-        last = max(deadline, time.monotonic() + _MIN_GRACE_S) if deadline else deadline
-        await self._kill_at(launched, last)
-
-    def _stop_signal(self) -> str:
-        return str((self.spec.get("lifecycle") or {}).get("stopSignal") or "SIGTERM")
-
-    async def _kill_at(self, launched: launch.Launched, deadline: float) -> None:
-        try:
-            async with asyncio.timeout_at(_loop_time(deadline)):
-                await launch.ended(launched.child)
-        except TimeoutError:
-            launch.signal_container(launched, signal.SIGKILL)
 
     async def stop(self, deadline: float) -> None:
         """Stop it for good, by `deadline` (monotonic seconds)."""
         self._stopping.set()
-        await self._terminate(deadline)
+        if self._attempt is not None:
+            await self._attempt.terminate(deadline)
 
     def kill(self) -> None:
         """SIGKILL it for good, at once."""
         self._stopping.set()
-        if self.launched is not None:
-            launch.signal_container(self.launched, signal.SIGKILL)
+        if self._attempt is not None:
+            self._attempt.kill()
 
     async def _pause(self, seconds: float) -> bool:
         """Wait, or be told to stop: then True."""
@@ -420,18 +305,9 @@ class Container:
         )
         return not await self._pause(max(0.0, delay - age_s(ended.finished_at)))
 
-    def processes_alive(self) -> bool:
-        """Whether any process of it is left on the machine."""
-        launched = self.record.launched if self.record else None
-        return launched is not None and processes.is_alive(launched.child)
-
 
 def _last_exit(record: Record | None, *, waiting: bool) -> Exit | None:
     """The exit that `lastState` tells: of the attempt before the one that the state tells."""
     if record is None:
         return None
     return record.exit if waiting else record.previous
-
-
-def _loop_time(deadline: float) -> float:
-    return deadline - time.monotonic() + asyncio.get_running_loop().time()
