@@ -214,7 +214,7 @@ RULES = (
             FORBIDDEN,
             "spec.extraArgs",
         )
-        for flag in FORBIDDEN_ARGUMENTS
+        for flag in (*FORBIDDEN_ARGUMENTS, "--shar", "--disable-safe", "--enable-insecure", "--li")
     ),
     bad_ui(
         "a default model that is not there",

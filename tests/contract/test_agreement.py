@@ -57,7 +57,7 @@ HOSTILE: dict[str, tuple[Any, ...]] = {
     "array": ([], [[]], [None], {}, "a"),
     "object": ({}, [], "a", {"a": "b"}, {"": ""}),
 }
-PER_KIND = 250
+PER_KIND = 150
 
 
 def leaves(schema: Schema, path: Path = ()) -> Iterator[tuple[Path, Schema]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
+@cache
 def rendered() -> dict[str, str]:
     """Every generated file: path below the repository → text."""
     files = {f"crds/{kind.plural}.yaml": _yaml(definition(kind)) for kind in KINDS}
@@ -50,10 +52,11 @@ def stale(root: Path) -> list[str]:
 def write(root: Path) -> list[str]:
     """Write what is stale below `root`; gives the paths written."""
     changed = stale(root)
+    texts = rendered()
     for path in changed:
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(rendered()[path], encoding="utf-8")
+        file.write_text(texts[path], encoding="utf-8")
     return changed
 
 

@@ -211,9 +211,11 @@ class WebUIInstanceSpec(Door):
             ".auth.mode",
         ),
         Rule(
-            "self.extraArgs.all(a, !("
-            + " || ".join(f"a.startsWith('{flag}')" for flag in FORBIDDEN_ARGUMENTS)
-            + "))",
+            # Engines read abbreviations too: `--shar` is `--share`.
+            "self.extraArgs.all(a, !["
+            + ", ".join(f"'{flag}'" for flag in FORBIDDEN_ARGUMENTS)
+            + "].exists(f, a.startsWith(f) || (a.startsWith('--') && size(a) > 2"
+            " && f.startsWith(a.split('=')[0]))))",
             "extraArgs must not contain " + ", ".join(FORBIDDEN_ARGUMENTS) + ": they open the pod"
             " to strangers",
             ".extraArgs",

@@ -24,11 +24,15 @@ def test_the_rule_at_admission_knows_the_native_resolutions_of_the_catalogue() -
         for rule in DreamboothSessionSpec.rules
         if rule.path == ".training.resolution"
     )
-    told = {
-        name: int(pixels)
-        for names, pixels in re.findall(r"((?:[\w-]+(?:, | and )?)+): (\d+)", message)
-        for name in re.split(", | and ", names)
-    }
+    table = message.partition("(")[2].partition(")")[0]
+    told: dict[str, int] = {}
+    waiting: list[str] = []
+    for word in re.findall(r"[\w-]+", table):
+        if word.isdigit():
+            told |= dict.fromkeys(waiting, int(word))
+            waiting = []
+        elif word != "and":
+            waiting.append(word)
     assert told == {name: row.native_resolution for name, row in BASE_MODELS.items()}
     assert set(map(int, re.findall(r"\b\d{3,}\b", rule))) == set(told.values())
 

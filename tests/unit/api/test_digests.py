@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubebooth_api.digests import DIGEST_PATTERN, canonical_json, digest_bytes, digest_json, short
 from kubebooth_api.door import Door
@@ -29,6 +29,7 @@ json_values = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), json_values))
 def test_the_order_of_keys_never_changes_a_digest(value: dict[str, Any]) -> None:
     backwards = dict(reversed(list(value.items())))
