@@ -1,8 +1,8 @@
 """Makes what stands here: the base model, by training it from nothing, and the subject's pictures.
 
-python examples/shapes/make.py base FOLDER [--steps 2600]    about 17 CPU minutes
-python examples/shapes/make.py subject FOLDER
-python examples/shapes/make.py half PIPELINE FOLDER          any pipeline, in fp16
+python -m examples.shapes.make base FOLDER [--steps 2600]    about 17 CPU minutes
+python -m examples.shapes.make subject FOLDER
+python -m examples.shapes.make half PIPELINE FOLDER          any pipeline, in fp16
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pipeline
 import torch
-import world
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+
+from examples.shapes import pipeline, world
 
 BATCH, POOL, PEAK_RATE, GAMMA = 16, 4000, 1.5e-3, 5.0
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from world import EDGE
+
+from examples.shapes.world import EDGE
 
 FACTOR, SCALING, CONSTANT = 8, 1.5, 64.0
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"

@@ -1,6 +1,6 @@
 """Scores a shapes pipeline: was the subject learned, did it leak, are captions still obeyed?
 
-python examples/shapes/score.py PIPELINE
+python -m examples.shapes.score PIPELINE
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor
-from world import COLOURS, CYAN, EDGE, NAMES, ORANGE, rgb
+
+from examples.shapes.world import COLOURS, CYAN, EDGE, NAMES, ORANGE, rgb
 
 SUBJECT, CLASS = "a sks square", "a square"
 TOLERANCE, HALF_SHARE, LEAST_SHARE = 0.35, 0.04, 0.02

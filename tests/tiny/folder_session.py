@@ -1,6 +1,6 @@
 """A session on a folder store: base model and snapshot published, a Run to train on them.
 
-    python -m tests.tiny.folder_session FOLDER [SETTINGS.json]    trains the shapes model there
+python -m tests.tiny.folder_session FOLDER [SETTINGS.json]    trains the shapes model there
 """
 
 from __future__ import annotations
@@ -146,9 +146,7 @@ def _write_snapshot(
     told = {
         "version": 1,
         "resolution": resolution,
-        "concepts": [
-            {"name": "subject", "token": token, "className": class_name, "repeats": 1}
-        ],
+        "concepts": [{"name": "subject", "token": token, "className": class_name, "repeats": 1}],
         "images": rows,
     }
     (folder / "dataset.json").write_text(json.dumps(told))

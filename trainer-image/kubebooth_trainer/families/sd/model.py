@@ -21,7 +21,7 @@ from kubebooth_trainer.families.door import (
     Placement,
     PrecisionName,
 )
-from kubebooth_trainer.families.sd import files, objective, paint, save, text
+from kubebooth_trainer.families.sd import files, objective, sampler, save, text
 
 CLASS_NAMES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -146,17 +146,17 @@ class SdModel:
         learning = [module for module in self.parts.values() if module.training]
         for module in learning:
             module.eval()
-        with self._autocast():
-            latents = paint.paint_latents(
-                paint.pipeline(self._components()),
-                paintings,
-                device=self._placement.device,
-                inference_steps=inference_steps,
-                guidance_scale=guidance_scale,
-            )
+        noise = torch.stack([painting.noise for painting in paintings])
+        latents = sampler.sample(
+            self._guided(paintings, guidance_scale=guidance_scale),
+            noise.to(self._placement.device),
+            products=self._products,
+            kind=self._kind,
+            inference_steps=inference_steps,
+        )
         for module in learning:
             module.train()
-        return [paint.decode(self._vae, one) for one in latents]
+        return [self._decode(one) for one in latents]
 
     def reset(self, part: Part) -> None:
         """Put the base weights of a part back."""
@@ -184,14 +184,32 @@ class SdModel:
             return nullcontext()
         return torch.autocast(self._placement.device.type, dtype=self._placement.autocast)
 
-    def _components(self) -> dict[str, Any]:
-        return {
-            "vae": self._vae,
-            "text_encoder": self._text_encoder,
-            "tokenizer": self._tokenizer,
-            "unet": self._unet,
-            "scheduler": paint.sampler(self._scheduler, zero_terminal_snr=self._zero_terminal_snr),
-        }
+    def _guided(self, paintings: Sequence[Painting], *, guidance_scale: float) -> sampler.Predict:
+        """The denoiser's word under classifier-free guidance."""
+        prompts = [painting.prompt for painting in paintings]
+        guided = guidance_scale > 1
+        if guided:
+            prompts = [painting.negative_prompt for painting in paintings] + prompts
+        distinct = list(dict.fromkeys(prompts))
+        conditioning = self.embed(distinct)[[distinct.index(prompt) for prompt in prompts]]
+
+        def predict(latents: Tensor, timestep: int) -> Tensor:
+            doubled = torch.cat([latents, latents]) if guided else latents
+            with self._autocast():
+                said = self._unet(doubled, timestep, conditioning, return_dict=False)[0].float()
+            if not guided:
+                return said  # type: ignore[no-any-return]
+            without, given = said.chunk(2)
+            return without + guidance_scale * (given - without)  # type: ignore[no-any-return]
+
+        return predict
+
+    def _decode(self, latents: Tensor) -> Image.Image:
+        """One RGB picture of latents [channels, h, w], decoded in float32."""
+        scaled = latents.unsqueeze(0) / self._vae.config.scaling_factor
+        pixels = self._vae.decode(scaled, return_dict=False)[0][0]
+        levels = ((pixels + 1) * 127.5).round().nan_to_num(0).clamp(0, 255).to(torch.uint8)
+        return Image.fromarray(np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy()))
 
 
 def load(folder: Path, *, placement: Placement, zero_terminal_snr: bool) -> SdModel:
