@@ -16,15 +16,17 @@ from kubebooth_api.exitcodes import ExitCode
 from kubebooth_api.runs import RunReport
 
 from kubebooth_trainer import logs, worker
-from kubebooth_trainer.errors import InternalFault, OutOfMemory, WorkerError
+from kubebooth_trainer.errors import ConfigurationError, InternalFault, OutOfMemory, WorkerError
 from kubebooth_trainer.report import write
 from kubebooth_trainer.reporter import Reporter
 from kubebooth_trainer.serving import address_of, serving
 from kubebooth_trainer.signals import obeying
 from kubebooth_trainer.terminal import showing
+from kubebooth_trainer.worker import STORE_TIMEOUT_S
 
 _LOG = logging.getLogger("kubebooth_trainer")
 _PORT = 8080
+_MOST_TIMEOUT_S = 3600.0
 _FIRST_STAGE = {"Prepare": "Prepare", "Train": "ClassImages", "Purge": "Purge"}
 _EPILOG = """\
 exit codes:
@@ -35,6 +37,7 @@ exit codes:
 environment:
   AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY   credentials of an s3:// store
   KUBEBOOTH_WORKDIR   scratch folder        KUBEBOOTH_REPORT   file of the report
+  KUBEBOOTH_STORE_TIMEOUT   seconds one request to the store may take
   POD_IP              address to serve on, at port 8080; without it nothing is served
 
 example:
@@ -86,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         " pod, else none)",
     )
     run.add_argument(
+        "--store-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="longest wait for one request to the store with all its tries (default:"
+        " $KUBEBOOTH_STORE_TIMEOUT, else 120)",
+    )
+    run.add_argument(
         "--log",
         choices=("auto", "json", "text"),
         default="auto",
@@ -112,6 +122,7 @@ def _run(options: argparse.Namespace) -> int:
                 reporter=reporter,
                 workdir=_workdir(options.workdir, temporary),
                 started_at=started_at,
+                store_timeout_s=_store_timeout_s(options.store_timeout),
             )
     except WorkerError as error:
         report = worker.failed(
@@ -149,8 +160,27 @@ def _listen(option: str | None) -> tuple[str, int] | None:
 def _workdir(option: Path | None, temporary: str) -> Path:
     chosen = option or os.environ.get("KUBEBOOTH_WORKDIR")
     folder = Path(chosen) if chosen else Path(temporary)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--workdir {folder}: {error.strerror}; name a folder that can be written"
+        ) from error
     return folder.resolve()
+
+
+def _store_timeout_s(option: float | None) -> float:
+    text = os.environ.get("KUBEBOOTH_STORE_TIMEOUT", "")
+    try:
+        seconds = option if option is not None else float(text or STORE_TIMEOUT_S)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _MOST_TIMEOUT_S:
+        raise ConfigurationError(
+            f"the store's time-out {option if option is not None else text!r} must be more than 0"
+            f" and at most {_MOST_TIMEOUT_S:.0f} seconds"
+        )
+    return seconds
 
 
 def _tell(report: RunReport) -> None:

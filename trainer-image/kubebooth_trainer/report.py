@@ -13,6 +13,8 @@ from kubebooth_api.exitcodes import ExitCode
 from kubebooth_api.runs import REPORT_LIMIT_BYTES, RunReport
 from kubebooth_api.v1alpha1.session import FileVerdict
 
+from kubebooth_trainer.text import clipped
+
 MESSAGE_CHARACTERS = 1024
 _SHORT = 120
 
@@ -53,12 +55,6 @@ def write(report: RunReport, path: Path) -> bytes:
         if path.is_file():
             os.fsync(file.fileno())
     return data
-
-
-def clipped(text: str, limit_characters: int) -> str:
-    """A text on one line of at most so many characters; a cut shows as `…`."""
-    line = " ".join(text.encode("utf-8", "replace").decode().split())
-    return line if len(line) <= limit_characters else f"{line[: limit_characters - 1]}…"
 
 
 def _shrinking(report: RunReport) -> Iterator[RunReport]:

@@ -41,11 +41,14 @@ from kubebooth_trainer.errors import (
     StorageFault,
     WorkerError,
 )
-from kubebooth_trainer.report import MESSAGE_CHARACTERS, clipped, dumped
+from kubebooth_trainer.report import MESSAGE_CHARACTERS, dumped
 from kubebooth_trainer.reporter import Reporter
+from kubebooth_trainer.text import clipped
 
 _LOG = logging.getLogger(__name__)
 _MAX_RUN_BYTES = 1 << 20
+STORE_TIMEOUT_S = 120.0
+"""Longest wait for one request to the store with all its tries."""
 
 Kind = Literal["Prepare", "Train", "Purge"]
 AnyRun = PrepareRun | TrainRun | PurgeRun
@@ -98,11 +101,18 @@ def kind_of(path: Path) -> Kind:
     return next((known for known in kinds if known == kind), "Prepare")
 
 
-def work(run: AnyRun, *, reporter: Reporter, workdir: Path, started_at: datetime) -> RunReport:
+def work(
+    run: AnyRun,
+    *,
+    reporter: Reporter,
+    workdir: Path,
+    started_at: datetime,
+    store_timeout_s: float = STORE_TIMEOUT_S,
+) -> RunReport:
     """Do what a Run asks and report it. Never raises a `WorkerError`; foreign errors pass."""
     store: Store | None = None
     try:
-        store = _open(run)
+        store = _open(run, timeout_s=store_timeout_s)
         answer = _guarded(lambda opened: _dispatch(run, opened, reporter, workdir), store)
         report = succeeded(run.kind, answer, started_at=started_at)
     except WorkerError as error:
@@ -173,9 +183,11 @@ def storage_fault(error: StoreError) -> WorkerError:
     return StorageFault(told)
 
 
-def _open(run: AnyRun) -> Store:
+def _open(run: AnyRun, *, timeout_s: float) -> Store:
     try:
-        return open_store_from_env(run.store.uri, run.store.endpoint, run.store.region)
+        return open_store_from_env(
+            run.store.uri, run.store.endpoint, run.store.region, timeout_s=timeout_s
+        )
     except StoreError as error:
         raise ConfigurationError(f"run.store: {error}") from error
 

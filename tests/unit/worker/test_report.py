@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from kubebooth_api.artifacts import Artifact
 from kubebooth_api.runs import REPORT_LIMIT_BYTES, RunReport
 from kubebooth_api.v1alpha1.session import DatasetStatus, FileVerdict
-from kubebooth_trainer.report import clipped, dumped, write
+from kubebooth_trainer.report import dumped, write
+from kubebooth_trainer.text import clipped
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 DIGEST = "sha256:" + "0" * 64
@@ -89,6 +90,7 @@ def test_a_text_is_clipped_to_one_line() -> None:
     assert clipped("a\n b\tc", 9) == "a b c"
     assert clipped("x" * 10, 4) == "xxx…"
     assert clipped("\ud800", 9) == "?"
+    assert clipped("\x1b[2J \u202egnp", 20) == "\ufffd[2J \ufffdgnp"
 
 
 def test_a_report_replaces_an_older_longer_one(tmp_path: Path) -> None:

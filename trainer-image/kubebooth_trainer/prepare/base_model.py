@@ -67,9 +67,11 @@ def verify(run: PrepareRun, store: Store) -> Artifact:
     key = _key(run)
     manifest = read_manifest(store, key)
     if manifest is None:
+        # A store that is not there at all is another matter, and this names it.
+        next(iter(store.list(key)), None)
         raise DataError(
-            f"there is no base model at {store.uri_of(key)}; {_REUPLOAD}, then set"
-            " baseModel.source.store.key to models/NAME",
+            f"there is no base model at {store.uri_of(key)}; upload it (kubebooth upload --model"
+            " FOLDER NAME) and set baseModel.source.store.key to models/NAME",
             reason="BaseModelMissing",
         )
     model = _Model(store, key, manifest)

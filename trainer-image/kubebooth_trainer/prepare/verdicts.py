@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kubebooth_api.v1alpha1.session import FileVerdict
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+from kubebooth_trainer.text import clipped, printable
+
 _NAME_LIMIT = 200
 
 
 def shown(name: str) -> str:
     """A hostile file name made safe to print on one line, at most 200 characters."""
-    safe = _UNPRINTABLE.sub("\ufffd", name).encode("utf-8", "replace").decode()
+    safe = printable(name)
     return safe if len(safe) <= _NAME_LIMIT else f"{safe[:90]}…{safe[-109:]}"
 
 
@@ -31,11 +31,11 @@ class Verdicts:
 
     def refuse(self, name: str, reason: str) -> None:
         """A file that cannot be used."""
-        self.refused.append(FileVerdict(file=shown(name), reason=reason[:512]))
+        self.refused.append(FileVerdict(file=shown(name), reason=clipped(reason, 512)))
 
     def doubt(self, name: str, reason: str) -> None:
         """A file that is used, or is of no use, and that the user should look at."""
-        self.doubtful.append(FileVerdict(file=shown(name), reason=reason[:512]))
+        self.doubtful.append(FileVerdict(file=shown(name), reason=clipped(reason, 512)))
 
     def worst(self) -> tuple[FileVerdict, ...]:
         """The first eight, refused before doubtful."""
