@@ -57,14 +57,18 @@ def save(
                 digest = _fill(descriptor, read_range, entry, parallel=parallel, tell=tell)
             if wanted is not None and digest != wanted:
                 part.unlink()
-                raise Corrupt(
-                    f"{what} has SHA-256 {digest[:12]}… instead of {wanted[:12]}…; "
-                    "the store or the path to it damages bytes: publish it again"
-                )
+                raise _damaged(what, digest, wanted)
             os.fsync(descriptor)
             part.replace(path)
             sync_folder(path.parent)
     return Entry(entry.key, entry.size, entry.etag, digest)
+
+
+def _damaged(what: str, digest: str, wanted: str) -> Corrupt:
+    return Corrupt(
+        f"{what} has SHA-256 {digest[:12]}… instead of {wanted[:12]}…; "
+        "the store or the path to it damages bytes: publish it again"
+    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -96,8 +97,10 @@ def _bring(store: Store, prefix: str, manifest: Manifest, folder: Path, tell: On
     staging = folder.parent / f".{folder.name[:200]}.fetching"
     staging.mkdir(exist_ok=True)
     with _alone_in(staging):
-        _clear_strangers(staging, {file.path for file in manifest.files})
+        wanted = {file.path for file in manifest.files}
+        _clear_strangers(staging, wanted, keep_parts=True)
         _fill(store, prefix, manifest, staging, tell)
+        _clear_strangers(staging, wanted, keep_parts=False)
         _appear(staging, folder)
 
 
@@ -121,13 +124,17 @@ def _alone_in(staging: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _clear_strangers(staging: Path, wanted: set[str]) -> None:
+def _clear_strangers(staging: Path, wanted: set[str], *, keep_parts: bool) -> None:
     """Remove what an earlier fetch of other content left in our own staging folder."""
-    for folder, _folders, names in os.walk(staging):
+    for folder, folders, names in os.walk(staging, topdown=False):
         for name in names:
             path = Path(folder, name)
-            if path.relative_to(staging).as_posix() not in wanted and not name.endswith(".part"):
+            part = name.startswith(".kubebooth-") and name.endswith(".part")
+            if path.relative_to(staging).as_posix() not in wanted and not (part and keep_parts):
                 path.unlink()
+        for name in folders:
+            with contextlib.suppress(OSError):  # one that is not empty stays
+                Path(folder, name).rmdir()
 
 
 def _fill(store: Store, prefix: str, manifest: Manifest, folder: Path, tell: OnBytes) -> None:

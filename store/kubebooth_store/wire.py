@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -97,7 +98,10 @@ def base64_of(sha256: str) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine, to which no proxy leads."""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _pool(scheme: str, host: str, *, connections: int, ca_file: str | None) -> urllib3.PoolManager:
@@ -128,13 +132,17 @@ class Wire:
         connections: int,
         ca_file: str | None = None,
     ) -> None:
+        if "@" in endpoint:
+            raise Refused("an endpoint must not hold credentials; give them as keys")
         try:
             self._base = BaseURL(endpoint, region)
             self._base.build(method="GET", region=region or "us-east-1", bucket_name=bucket)
             parsed = urllib3.util.parse_url(endpoint)
+            if not parsed.host:
+                raise ValueError("names no host")
             self._http = _pool(
                 parsed.scheme or "http",
-                parsed.host or "",
+                parsed.host,
                 connections=connections,
                 ca_file=ca_file,
             )

@@ -213,10 +213,11 @@ def test_a_torn_fetch_shows_no_folder_and_the_next_one_goes_on(
 def test_leftovers_of_other_content_do_not_show_up_in_the_folder(
     store: Store, tmp_path: Path
 ) -> None:
-    publish_files(store, "old", {"gone": b"1", "same": b"2"}, kind="model")
+    publish_files(store, "old", {"deep/gone": b"1", "same": b"2"}, kind="model")
     publish_files(store, "new", {"same": b"3"}, kind="model")
     with pytest.raises(Unavailable):
         fetch(Torn(store, after=1), "old", tmp_path / "out")  # type: ignore[arg-type]
+    (tmp_path / ".out.fetching/.kubebooth-0-0.part").write_bytes(b"half of another file")
     fetch(store, "new", tmp_path / "out")
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {"same": b"3"}
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kubebooth_store import Refused, Store, open_store
 from kubebooth_store.keys import check_key, check_prefix, join
+from kubebooth_store.wire import is_loopback
 
 
 @pytest.mark.parametrize(
@@ -67,9 +68,34 @@ def test_half_of_the_credentials_is_refused() -> None:
         open_store("s3://bucket", endpoint="http://127.0.0.1:1", access_key="only")
 
 
-def test_a_malformed_endpoint_is_refused() -> None:
-    with pytest.raises(Refused, match="http"):
-        open_store("s3://bucket", endpoint="http://127.0.0.1:1/path")
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:1/path", "127.0.0.1:1", "ftp://host", "http://", "http://a b"]
+)
+def test_a_malformed_endpoint_is_refused(endpoint: str) -> None:
+    with pytest.raises(Refused, match="write http"):
+        open_store("s3://bucket", endpoint=endpoint)
+
+
+def test_credentials_in_an_endpoint_are_refused_and_not_repeated() -> None:
+    with pytest.raises(Refused, match="credentials") as caught:
+        open_store("s3://bucket", endpoint="http://user:hush-hush@host")
+    assert "hush-hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.8.7", True),
+        ("localhost", True),
+        ("[::1]", True),
+        ("127.example.org", False),
+        ("10.0.0.1", False),
+        ("store.ns.svc", False),
+    ],
+)
+def test_no_proxy_leads_to_this_machine(host: str, local: bool) -> None:
+    assert is_loopback(host) is local
 
 
 def test_credentials_are_never_printed() -> None:
