@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -42,13 +43,21 @@ _GRACE_S = 10.0
 class Application:
     """One replica of the operator."""
 
-    def __init__(self, settings: Settings, kinds: Kinds, login: Callable[[], Login]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kinds: Kinds,
+        login: Callable[[], Login],
+        *,
+        client_of: Callable[[Callable[[], Login], Metrics], HttpClient] = HttpClient,
+    ) -> None:
+        """`client_of` makes the client of everything but the streams."""
         self._settings = settings
         self._login = login
         self.metrics = metrics = Metrics()
         self.resources = resources = Resources(plurals(kinds))
         self.cache = cache = Cache(resources)
-        self.client = HttpClient(login, metrics)
+        self.client = client_of(login, metrics)
         self.queues = {plural: WorkQueue[Key](metrics=metrics.queue(plural)) for plural in kinds}
         self.elector = self._elector(settings)
         fenced = Fence(self.client, self.elector.leads)
@@ -71,6 +80,10 @@ class Application:
         self._stream_stop = asyncio.Event()
         metrics.watch_phases(self._phases)
         metrics.watch_busy({plural: queue.busy_s for plural, queue in self.queues.items()})
+
+    def stop(self) -> None:
+        """Finish what is being worked on, give the Lease back and end; call it in the loop."""
+        self._stopping.set()
 
     # --- Witness ---------------------------------------------------------------------------
 
@@ -200,6 +213,8 @@ class Application:
         task.cancel()
 
     def _stop_on_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kubebooth_operator.client import Json, Name
 from kubebooth_operator.doors import Key
 from kubebooth_operator.resources import (
     API_VERSION,
@@ -26,10 +27,6 @@ from kubebooth_operator.resources import (
 
 _MOST_TOMBSTONES = 20_000
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-
-Json = dict[str, Any]
-Name = tuple[str, str]
-"""Namespace and name."""
 
 
 @dataclass(slots=True)
@@ -175,7 +172,7 @@ class Cache:
         the list's own resourceVersion, `namespace` its scope."""
         known = self._objects[resource]
         unseen = tuple(
-            name for name, facts in listed.items() if self._is_unseen(known.get(name), facts)
+            name for name, facts in listed.items() if self.is_unseen(resource, name, facts)
         )
         as_of = _number(version)
         ghosts = tuple(
@@ -188,8 +185,10 @@ class Cache:
         )
         return Differences(unseen=unseen, ghosts=ghosts)
 
-    def _is_unseen(self, entry: Entry | None, facts: tuple[str, str]) -> bool:
+    def is_unseen(self, resource: Resource, name: Name, facts: tuple[str, str]) -> bool:
+        """Whether the cache lacks an object of that uid and resourceVersion or a newer one."""
         uid, text = facts
+        entry = self._objects[resource].get(name)
         version = _number(text)
         if self._is_buried(uid, version):
             return False
@@ -271,14 +270,3 @@ def _discard(index: dict[Any, set[Any]], key: Any, member: Any) -> None:
     members.discard(member)
     if not members:
         del index[key]
-
-
-def listed(items: Iterable[Mapping[str, Any]]) -> dict[Name, tuple[str, str]]:
-    """What `Cache.compare` needs of the items of a list."""
-    return {
-        (item["metadata"]["namespace"], item["metadata"]["name"]): (
-            item["metadata"]["uid"],
-            item["metadata"]["resourceVersion"],
-        )
-        for item in items
-    }

@@ -9,13 +9,16 @@ from typing import Any, Protocol
 from kubebooth_operator.resources import Resource
 
 Json = dict[str, Any]
+Name = tuple[str, str]
+"""Namespace and name."""
 
 
 @dataclass(frozen=True)
 class Page:
     """Part of a list."""
 
-    items: tuple[Mapping[str, Any], ...]
+    items: Mapping[Name, tuple[str, str]]
+    """Namespace and name → uid and resourceVersion."""
     version: str
     """resourceVersion of the list."""
     token: str
@@ -31,7 +34,7 @@ class Client(Protocol):
     async def list_metadata(
         self, resource: Resource, namespace: str | None, *, limit: int, token: str = ""
     ) -> Page:
-        """A page of objects of which only `metadata` is given; label selector applied."""
+        """A page of names and versions; the label selector is applied."""
 
     async def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> Json:
         """Create an object. `Conflict` when the name is taken."""

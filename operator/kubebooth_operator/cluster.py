@@ -11,8 +11,8 @@ from typing import Any
 from kubebooth_api.digests import digest_json
 from kubebooth_api.runs import WorkerStatus
 
-from kubebooth_operator.cache import Cache, Json, Name
-from kubebooth_operator.client import Client
+from kubebooth_operator.cache import Cache
+from kubebooth_operator.client import Client, Json, Name
 from kubebooth_operator.differences import lacks, merge_patch, without_nulls
 from kubebooth_operator.doors import ChildRef, Key, Manifest, Observed, Stalled
 from kubebooth_operator.errors import Conflict, Invalid, NotFound

@@ -20,6 +20,7 @@ from kubebooth_operator.errors import ApiError, Unavailable, from_status
 from kubebooth_operator.login import Login, LoginError
 from kubebooth_operator.metrics import Metrics
 from kubebooth_operator.resources import FIELD_MANAGER, Resource
+from kubebooth_operator.scan import page_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,20 +70,18 @@ class HttpClient:
     async def list_metadata(
         self, resource: Resource, namespace: str | None, *, limit: int, token: str = ""
     ) -> Page:
-        """A page of objects of which only `metadata` is given."""
+        """A page of names and versions."""
         query = {"limit": str(limit)}
         if resource.label_selector:
             query["labelSelector"] = resource.label_selector
         if token:
             query["continue"] = token
         path = resource.path(namespace)
-        answer = await self._json("list", resource, path, query=query, accept=_METADATA_ONLY)
-        metadata = answer.get("metadata") or {}
-        return Page(
-            items=tuple(answer.get("items") or ()),
-            version=metadata.get("resourceVersion", ""),
-            token=metadata.get("continue") or "",
-        )
+        text = await self._text("list", resource, path, query=query, accept=_METADATA_ONLY)
+        try:
+            return page_of(text)
+        except (ValueError, LookupError, TypeError) as error:
+            raise Unavailable(f"{path}: the answer is no list: {error}") from error
 
     async def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> Json:
         """Create an object."""
@@ -157,8 +156,22 @@ class HttpClient:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         sent: str = _JSON,
-        accept: str = _JSON,
     ) -> Json:
+        return _parsed(
+            path, await self._text(verb, resource, path, query=query, body=body, sent=sent)
+        )
+
+    async def _text(
+        self,
+        verb: str,
+        resource: Resource,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        sent: str = _JSON,
+        accept: str = _JSON,
+    ) -> bytes:
         code = 0
         try:
             method = _METHODS.get(verb, "PATCH")
@@ -168,7 +181,7 @@ class HttpClient:
                 code, answer, retry_after = await self._send(request)
             if code >= 400:
                 raise _error(path, code, answer, retry_after)
-            return _parsed(path, answer)
+            return answer
         finally:
             self._metrics.requests.labels(verb, resource.plural, str(code)).inc()
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 RELIST_PAUSE_S = 3.0
 """A stream that lists its objects is given so long without news before it is compared."""
-_LOOK_S = 0.1
+_LOOK_S = 0.5
 _STAGNANT_S = 3.0
 _RETRY_S = 5.0
 _DEAF_AFTER = 3

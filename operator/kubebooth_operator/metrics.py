@@ -26,7 +26,7 @@ class Metrics:
     """Names and labels of all metrics."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         self.registry = registry
         ProcessCollector(registry=registry)

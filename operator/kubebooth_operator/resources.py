@@ -17,9 +17,12 @@ SESSION_LABEL = f"{GROUP}/session"
 """Names the parent on every child and pod; finds the parent of a pod whose Job is gone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Resource:
-    """One kind of object of the Kubernetes API; all of ours live in namespaces."""
+    """One kind of object of the Kubernetes API; all of ours live in namespaces.
+
+    There is one of each: they are compared by identity, which a cache of thousands notices.
+    """
 
     group: str
     """Empty for the core group."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from kubebooth_operator.cache import Cache, Differences, Name, listed
-from kubebooth_operator.client import Client
+from kubebooth_operator.cache import Cache
+from kubebooth_operator.client import Client, Name
 from kubebooth_operator.cluster import Cluster
 from kubebooth_operator.doors import Key
 from kubebooth_operator.resources import Resource
 
 PAGE = 500
+_MANY = 100
 
 
 async def list_versions(
@@ -20,12 +21,11 @@ async def list_versions(
 
     Raises `ApiError`; `Gone` when the list took too long and must be started anew.
     """
-    found: dict[Name, tuple[str, str]] = {}
     page = await client.list_metadata(resource, namespace, limit=PAGE)
-    found.update(listed(page.items))
+    found = dict(page.items)
     while page.token:
         page = await client.list_metadata(resource, namespace, limit=PAGE, token=page.token)
-        found.update(listed(page.items))
+        found.update(page.items)
     return found, page.version
 
 
@@ -52,12 +52,21 @@ async def resync(
     What the streams will tell in a moment is not asked for: `patience` waits for them.
     """
     found, version = await list_versions(client, resource, namespace)
+    missing = dict(found)
 
-    def differences() -> Differences:
-        return cache.compare(resource, found, version=version, namespace=namespace)
+    def still_unseen() -> int:
+        nonlocal missing
+        lacking = len(found) - cache.count(resource)
+        if lacking > _MANY:
+            # While thousands are still on their way it is enough to count them.
+            return lacking
+        missing = {
+            name: facts for name, facts in missing.items() if cache.is_unseen(resource, name, facts)
+        }
+        return len(missing)
 
-    await patience(lambda: len(differences().unseen) + len(differences().ghosts))
-    missed = differences()
+    await patience(still_unseen)
+    missed = cache.compare(resource, found, version=version, namespace=namespace)
     keys: set[Key] = set()
     for name in missed.ghosts:
         entry = cache.entry(resource, name)

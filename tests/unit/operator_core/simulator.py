@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from kubebooth_api.runs import WorkerStatus
 from kubebooth_operator.cache import Cache
-from kubebooth_operator.client import Json, Page
+from kubebooth_operator.client import Json, Name, Page
 from kubebooth_operator.cluster import Cluster
 from kubebooth_operator.doors import Event, Key, Manifest
 from kubebooth_operator.errors import ApiError, Conflict, Invalid, NotFound, Unavailable
@@ -36,7 +36,6 @@ from kubebooth_operator.resources import JOBS, Resource, Resources, controller
 from kubebooth_operator.resync import resync
 
 T = TypeVar("T")
-Name = tuple[str, str]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -161,11 +160,11 @@ class MemoryServer:
         self, resource: Resource, namespace: str | None, *, limit: int, token: str = ""
     ) -> Page:
         self._request()
-        items = tuple(
-            {"metadata": copy.deepcopy(body["metadata"])}
+        items = {
+            name: (body["metadata"]["uid"], body["metadata"]["resourceVersion"])
             for (r, name), body in self.objects.items()
             if r == resource and namespace in (None, name[0]) and _selected(resource, body)
-        )
+        }
         return Page(items, str(self._last), "")
 
     async def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> Json:
