@@ -165,8 +165,14 @@ def _bounds(schema: Schema) -> str:
     told += _length(schema, "minItems", "maxItems", "entries")
     told += _length(schema, "minProperties", "maxProperties", "entries")
     if "pattern" in schema:
-        told.append(f"`{schema['pattern']}`")
+        told.append(_verbatim(schema["pattern"]))
     return ", ".join(told)
+
+
+def _verbatim(pattern: str) -> str:
+    """A pattern as code, with what Markdown would read as a link, a cell or emphasis escaped."""
+    special = "*_[]|`<>&~\\"
+    return f"<code>{''.join(f'&#{ord(c)};' if c in special else c for c in pattern)}</code>"
 
 
 def _length(schema: Schema, low: str, high: str, unit: str) -> list[str]:
