@@ -79,6 +79,7 @@ class Reconciler:
         writes: list[str] = []
         try:
             stalled = await self._children(observed, plan, writes) or stalled
+            changed = any(not write.startswith("kept") for write in writes)
             parent = await self._tell(key, observed, plan, stalled, writes)
             await self._finalizer(key, parent, plan, writes)
         except (Conflict, NotFound) as error:
@@ -86,11 +87,14 @@ class Reconciler:
             await self._cluster.refresh(key)
             return _outcome("conflict", f"{plan.decision}: {error}", observed, writes, None)
         self._witness.poll(key, wanted=plan.poll_progress)
+        # What we did to children is known before any stream tells: no event will wake us.
+        again_s = 0.0 if changed else plan.requeue_after_s
         if stalled is not None:
             told = f"{stalled.reason}: {stalled.message}"
-            return _outcome("stalled", told, observed, writes, STALLED_LOOK_AGAIN_S)
+            again_s = 0.0 if changed else STALLED_LOOK_AGAIN_S
+            return _outcome("stalled", told, observed, writes, again_s)
         result = "changed" if writes else "unchanged"
-        return _outcome(result, plan.decision, observed, writes, plan.requeue_after_s)
+        return _outcome(result, plan.decision, observed, writes, again_s)
 
     def _plan(self, key: Key, observed: Observed, now: datetime) -> tuple[Plan, Stalled | None]:
         try:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubebooth_operator.doors import Key
 
-from tests.unit.operator_core.simulator import Crash, Faults, Simulator, run
+from tests.unit.operator_core.simulator import START, Crash, Faults, Simulator, run
 from tests.unit.operator_core.tiny import KIND, KINDS, PLURAL, tiny
 
 KEY = Key(PLURAL, "default", "one")
@@ -233,3 +233,13 @@ def test_others_finalizers_are_left_alone() -> None:
     assert parent is not None
     assert parent["metadata"]["finalizers"] == ["example.com/other"]
     assert parent["kind"] == KIND
+
+
+def test_what_a_reconcile_did_to_children_is_looked_at_without_waiting() -> None:
+    sim = Simulator(KINDS)
+    sim.create(tiny(value=1, jobs=True))
+    sim.deliver()
+    while sim.work():
+        pass
+    assert sim.now == START
+    assert_converged(sim, 1, jobs=True)
