@@ -1,17 +1,19 @@
 """From a Service address, which only the cluster knows, to one that this machine can reach.
 
-Tried in order: the name itself (inside the cluster), the Service's ClusterIP (on a node), a
-`kubectl port-forward` for as long as the command runs (anywhere else).
+The name itself answers inside the cluster and the Service's ClusterIP on a node; anywhere else
+`kubectl port-forward` runs for as long as the command does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import queue
 import re
 import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -38,12 +40,10 @@ def reachable(place: Place, cluster: Cluster | None, where: Where) -> Iterator[s
         return
     name, namespace = service[1], service[2]
     port = _port(parts)
-    if _answers(parts.hostname or "", port):
-        yield endpoint
-        return
-    address = _cluster_ip(cluster, name, namespace)
-    if address and _answers(address, port):
-        yield _at(parts, address, port)
+    hosts = [parts.hostname or "", _cluster_ip(cluster, name, namespace)]
+    host = _answering([host for host in hosts if host], port)
+    if host:
+        yield _at(parts, host, port)
         return
     with _forwarded(name, namespace, port, where) as local:
         yield _at(parts, "127.0.0.1", local)
@@ -65,7 +65,7 @@ def _check(parts: SplitResult | None) -> None:
     """Say at once that nobody listens, which the store itself would try again for a minute."""
     if parts is None or not parts.hostname or _is_proxied(parts):
         return
-    if not _answers(parts.hostname, _port(parts)):
+    if not _answering([parts.hostname], _port(parts)):
         raise CliError(
             f"the store {parts.geturl()} is away: nobody answers there",
             "is it running? Try again, or name another address with --endpoint",
@@ -84,28 +84,40 @@ def _at(parts: SplitResult, host: str, port: int) -> str:
     return parts._replace(netloc=f"{host}:{port}").geturl()
 
 
-def _answers(host: str, port: int) -> bool:
-    """Whether somebody accepts a connection soon; a name server that is silent counts as no."""
-    done: list[bool] = []
+def _answering(hosts: list[str], port: int) -> str:
+    """The first of some hosts that accepts a connection, or the empty text when none does soon.
 
-    def attempt() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=_TRY_S):
-            done.append(True)
+    They are tried at once: a name server that is silent must not hold up the address that works.
+    """
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    worker = threading.Thread(target=attempt, daemon=True)
-    worker.start()
-    worker.join(2 * _TRY_S)
-    return bool(done)
+    def attempt(host: str) -> None:
+        try:
+            socket.create_connection((host, port), timeout=_TRY_S).close()
+        except OSError:
+            answers.put("")
+            return
+        answers.put(host)
+
+    for host in hosts:
+        threading.Thread(target=attempt, args=(host,), daemon=True).start()
+    deadline = time.monotonic() + 2 * _TRY_S
+    with contextlib.suppress(queue.Empty):
+        for _ in hosts:
+            host = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            if host:
+                return host
+    return ""
 
 
-def _cluster_ip(cluster: Cluster, name: str, namespace: str) -> str | None:
-    """The Service's address; None where there is none or its namespace may not be read."""
+def _cluster_ip(cluster: Cluster, name: str, namespace: str) -> str:
+    """The Service's address; empty where there is none or its namespace may not be read."""
     try:
         service = cluster.get(cluster.path("services", name, namespace=namespace))
     except CliError:
-        return None
+        return ""
     address = str(service.get("spec", {}).get("clusterIP") or "")
-    return address if address not in {"", "None"} else None
+    return "" if address == "None" else address
 
 
 @contextlib.contextmanager
