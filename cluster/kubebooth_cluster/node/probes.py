@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from kubebooth_cluster.node.launch import run_inside
+from kubebooth_cluster.node.enter import run_inside
 from kubebooth_cluster.node.settings import Object
 from kubebooth_cluster.processes import ProcessId
 
