@@ -15,6 +15,8 @@ from kubebooth_api.v1alpha1.conversion import ModelConversionSpec
 from kubebooth_api.v1alpha1.session import DreamboothSessionSpec
 from kubebooth_api.v1alpha1.webui import WebUIInstanceSpec
 from kubebooth_cluster.testing import RealApi
+from kubebooth_operator.doors import Stalled
+from kubebooth_operator.session.served import refuse_what_is_not_served
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 BY_KIND = {kind.kind: kind for kind in KINDS}
@@ -71,3 +73,23 @@ def test_an_example_begins_by_saying_what_it_is_for(example: Path) -> None:
     first = example.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert len(first) > 30
+
+
+NOT_YET = "# Not served by this version yet: the object says so in its status and starts nothing."
+
+
+def served(document: dict[str, Any]) -> bool:
+    """Whether this version's operator follows the whole object."""
+    if document["kind"] != "DreamboothSession":
+        return False
+    try:
+        refuse_what_is_not_served(DreamboothSessionSpec.parse(document["spec"]))
+    except Stalled:
+        return False
+    return True
+
+
+@every_example
+def test_an_example_that_is_not_served_yet_says_so_and_no_other_does(example: Path) -> None:
+    says_so = NOT_YET in example.read_text(encoding="utf-8").splitlines()
+    assert says_so != all(served(document) for document in documents(example))
