@@ -1,5 +1,4 @@
 import torch
-
 from kubebooth_trainer.train import draws
 
 

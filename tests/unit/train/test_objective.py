@@ -111,7 +111,5 @@ def test_the_sampler_walks_the_path_of_diffusers(prediction: str, steps: int):
     theirs = start
     for timestep in solver.timesteps:
         theirs = solver.step(predict(theirs, int(timestep)), timestep, theirs).prev_sample
-    ours = sampler.sample(
-        predict, start, products=PRODUCTS, kind=prediction, inference_steps=steps
-    )
+    ours = sampler.sample(predict, start, products=PRODUCTS, kind=prediction, inference_steps=steps)
     assert torch.allclose(ours, theirs, atol=2e-3)

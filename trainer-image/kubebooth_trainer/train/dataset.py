@@ -104,6 +104,8 @@ def read_snapshot(folder: Path, *, resolution: int) -> Snapshot:
     concepts = {concept.name: concept for concept in parsed.concepts}
     pictures = []
     for image in parsed.images:
+        if {".", ".."} & set(image.file.split("/")):
+            raise DataError(f"dataset: file {image.file!r} leaves the snapshot's folder")
         if image.concept not in concepts:
             raise DataError(f"dataset: {image.file} belongs to no concept of {DATASET}")
         pictures.append(

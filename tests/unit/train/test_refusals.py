@@ -1,0 +1,72 @@
+from typing import Any
+
+import pytest
+from kubebooth_api.artifacts import Artifact
+from kubebooth_api.runs import SessionIdentity, StoreLocation, TrainRun
+from kubebooth_api.v1alpha1.session import Output
+from kubebooth_api.v1alpha1.training import Training
+from kubebooth_trainer.errors import ConfigurationError
+from kubebooth_trainer.train.device import place
+from kubebooth_trainer.train.refusals import family_of, refuse_unsupported
+
+DIGEST = "sha256:" + "0" * 64
+THING = Artifact(name="x", uri="file:///x", digest=DIGEST, size=0)
+
+
+def run_of(training: dict[str, Any], **more: Any) -> TrainRun:
+    return TrainRun(
+        session=SessionIdentity(namespace="default", name="one"),
+        store=StoreLocation(uri="file:///store"),
+        digest=DIGEST,
+        variant=more.pop("variant", "sd15"),
+        base_model=THING,
+        dataset=THING,
+        resolution=more.pop("resolution", 64),
+        training=Training.parse(training),
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"method": "LoRA"}, r"training\.method LoRA"),
+        ({"optimizer": "AdamW8bit"}, r"training\.optimizer AdamW8bit .* use AdamW"),
+        ({"optimizer": "Adafactor"}, r"training\.optimizer Adafactor"),
+        ({"optimizer": "Prodigy"}, r"training\.optimizer Prodigy"),
+        ({"ema": {}, "denoiser": {"steps": 0}}, r"training\.ema"),
+        (
+            {"textEncoder": {"mode": "Joint"}, "denoiser": {"steps": 0}},
+            r"training\.textEncoder\.mode Joint",
+        ),
+        ({"textEncoder": {"steps": 0}, "denoiser": {"steps": 0}}, "nothing to train"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_field_with_a_cure(training, said: str):
+    with pytest.raises(ConfigurationError, match=said):
+        refuse_unsupported(run_of(training))
+
+
+def test_the_defaults_are_not_refused():
+    run = run_of({})
+    refuse_unsupported(run)
+    assert callable(family_of(run))
+
+
+@pytest.mark.parametrize("variant", ["sdxl", "flux-dev"])
+def test_a_family_that_is_not_here_yet_is_refused_by_name(variant: str):
+    with pytest.raises(ConfigurationError, match=rf"variant {variant} .* sd15"):
+        family_of(run_of({}, variant=variant))
+
+
+def test_more_artifacts_than_a_report_holds_are_refused():
+    outputs = tuple(Output(name=f"out-{number}") for number in range(5))
+    with pytest.raises(ConfigurationError, match="outputs asks for 5"):
+        refuse_unsupported(run_of({}, outputs=outputs))
+
+
+def test_fp16_on_a_cpu_is_refused_with_a_cure(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigurationError, match=r"Fp16 needs an accelerator.*Auto or No"):
+        place(Training.parse({"mixedPrecision": "Fp16"}))
+    assert place(Training.parse({})).autocast is None
