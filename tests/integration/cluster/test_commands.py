@@ -1,6 +1,8 @@
 """The command line brings a cluster up, finds it again, and leaves nothing behind."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +12,9 @@ import pytest
 from kubebooth_cluster import binaries
 from kubebooth_cluster.node.launch import leftovers
 from kubebooth_cluster.testing import eventually, short_folder
+
+# setpriv still has root's powers when it starts a program; `env` has not.
+_AS_NOBODY = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "env")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -68,6 +73,87 @@ def test_up_runs_pods_up_again_changes_nothing_down_leaves_no_process(run: Run, 
     assert "pid" not in told.stdout
     assert run("clean").returncode == 0
     assert not folder.exists()
+
+
+def _python_for_everyone() -> str | None:
+    """A Python of our version that an ordinary user may run, if there is one."""
+    for program in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        answer = subprocess.run(
+            [*_AS_NOBODY, program, "-c", "import sys; print(sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if answer.stdout.strip() == str(sys.version_info[:2]):
+            return program
+    return None
+
+
+def _is_ours(path: str) -> bool:
+    """Whether it holds packages, and not the standard library of this very Python."""
+    return Path(path).is_dir() and not Path(path, "os.py").exists() and "lib-dynload" not in path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user runs all the other tests")
+def test_an_ordinary_user_can_run_it_too(home: Path) -> None:
+    python = _python_for_everyone()
+    if python is None:
+        pytest.skip("no Python of this version is open to ordinary users here")
+    assets = home / "assets"
+    shutil.copytree(binaries.controlplane_assets(), assets, symlinks=True)
+    tools = home / ".cache" / "kubebooth" / "tools"
+    tools.mkdir(parents=True)
+    shutil.copy2(binaries.helm(), tools)
+    for path in (home, *home.rglob("*")):
+        os.lchown(path, 12345, 12345)
+    environment = {
+        "HOME": str(home),
+        "KUBEBUILDER_ASSETS": str(assets),
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if _is_ours(path)),
+    }
+
+    def verb(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*_AS_NOBODY, python, "-m", "kubebooth_cluster", *words],
+            env=environment,
+            cwd=home,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    try:
+        made = verb("up")
+        assert made.returncode == 0, made.stderr
+        kubeconfig = home / ".local/state/kubebooth/clusters/demo/kubeconfig"
+        script = "touch /tmp/up; id -u; sleep 600"
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "one"},
+            "spec": {
+                "containers": [
+                    {
+                        "name": "main",
+                        "image": "busybox",
+                        "command": ["sh", "-c", script],
+                        "securityContext": {"runAsUser": 77},
+                        "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/up"]}},
+                    }
+                ]
+            },
+        }
+        kubectl = [str(binaries.kubectl()), "--kubeconfig", str(kubeconfig)]
+        subprocess.run([*kubectl, "apply", "-f", "-"], input=json.dumps(pod), text=True, check=True)
+        subprocess.run(
+            [*kubectl, "wait", "--for=condition=Ready", "pod/one", "--timeout=60s"], check=True
+        )
+        told = subprocess.run([*kubectl, "logs", "one"], capture_output=True, check=True)
+        assert told.stdout == b"77\n"
+    finally:
+        assert verb("clean").returncode == 0
 
 
 def test_bad_words_are_refused_with_the_cure(run: Run) -> None:
