@@ -204,11 +204,11 @@ def _begin(pursuit: _Pursuit) -> Step:
 
 def _again(pursuit: _Pursuit, job: Job) -> Step:
     """A finished Job that did not reach the target holds the name: make room for the next try."""
-    session = pursuit.context.session
     if not _is_spent(pursuit, job):
         return _stop(pursuit, [job], "Replacing", "asked anew; a new worker will start")
-    if not _is_due(pursuit) or session.status.counted_job != job.uid:
-        # The Job is the only witness of its failure until the status tells of it.
+    if not _is_due(pursuit):
+        # Until the status tells of the failure, the Job is its only witness. A failure that was
+        # counted just now is never due before that: the shortest back-off is a second.
         return _wait(pursuit)
     return replace(_wait(pursuit), delete=(job.ref,), requeue_after_s=None)
 

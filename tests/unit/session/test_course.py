@@ -363,3 +363,30 @@ def _annotate(booth: Booth, annotations: dict[str, str]) -> None:
         "rex",
         lambda body: body["metadata"].update(annotations=annotations),
     )
+
+
+def test_another_bucket_is_another_place_to_prepare_and_train_in() -> None:
+    booth = Booth()
+    booth.settle()
+    booth.world.hold = lambda stage: stage == "train"
+    booth.edit(storage={"bucket": "other"})
+    booth.settle()
+    assert booth.status["run"]["uri"].startswith("s3://other/")
+    assert "checkpoint" not in booth.status
+    assert booth.world.started == ["prepare", "train", "prepare", "train"]
+
+
+def test_new_work_after_completion_is_a_new_round() -> None:
+    booth = Booth()
+    booth.settle()
+    first = booth.status
+    booth.simulator.advance(3600)
+    booth.world.hold = lambda stage: stage == "train"
+    booth.edit(training=_training(denoiser=50))
+    booth.settle()
+    assert booth.status["startedAt"] > first["completedAt"]
+    assert "completedAt" not in booth.status
+    booth.world.hold = lambda stage: False
+    booth.settle()
+    assert booth.status["completedAt"] >= booth.status["startedAt"]
+    assert booth.condition("Complete")["lastTransitionTime"] > first["completedAt"]
