@@ -6,8 +6,9 @@ import os
 import sys
 import traceback
 
-from kubebooth_cli.app import app, err
+from kubebooth_cli.app import app
 from kubebooth_cli.errors import CliError
+from kubebooth_cli.terminal import err
 
 
 def main() -> None:

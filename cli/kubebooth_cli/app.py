@@ -4,10 +4,8 @@ here that could be decided in a function without a terminal."""
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version as version_of
@@ -15,29 +13,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from kubebooth_api import layout
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from kubebooth_cli import downloading, logs, pictures, steering, uploading
+from kubebooth_cli import downloading, logs, steering
 from kubebooth_cli.cluster import Cluster, Where, connect
 from kubebooth_cli.errors import CliError
 from kubebooth_cli.locating import Flags
 from kubebooth_cli.opening import opened
 from kubebooth_cli.options import Context, Kubeconfig, Name, Namespace, located, stored
+from kubebooth_cli.sending import send_model, send_pictures
 from kubebooth_cli.session import Session, read
 from kubebooth_cli.showing import detail, failure_lines, table
+from kubebooth_cli.terminal import count, err, out, say, transfer
 from kubebooth_cli.text import plain, size
 from kubebooth_cli.watching import Bars, Lines, follow
 
-_DNS_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 _EPILOG = "Works as kubectl plugin too: kubectl kubebooth status"
 
 app = typer.Typer(
@@ -49,8 +38,6 @@ app = typer.Typer(
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 
 class Format(StrEnum):
@@ -106,11 +93,11 @@ def upload(
             "say what the files are for", "give --session NAME for pictures, or --model NAME"
         )
     if session is not None:
-        _upload_pictures(where, flags, paths, session, replace=replace, skip_others=skip_others)
+        send_pictures(where, flags, paths, session, replace=replace, skip_others=skip_others)
         return
     if len(paths) != 1:
         raise CliError("--model takes one folder", "kubebooth upload FOLDER --model NAME")
-    _upload_model(where, flags, paths[0], model or "")
+    send_model(where, flags, paths[0], model or "")
 
 
 @app.command()
@@ -203,7 +190,7 @@ def samples(
     path = output or downloading.samples_file(session, uri)
     with opened(cluster, session.raw.get("spec"), flags, where) as store:
         downloading.bring_samples(store, uri, path)
-    out.print(str(path), markup=False, soft_wrap=True)
+    say(str(path))
 
 
 @app.command()
@@ -230,15 +217,11 @@ def fetch(
     folder = output or Path(f"{name}-{chosen.name}")
     with (
         opened(cluster, session.raw.get("spec"), flags, where) as store,
-        _transfer(f"fetching {chosen.name}", chosen.size) as tell,
+        transfer(f"fetching {chosen.name}", chosen.size) as tell,
     ):
         manifest = downloading.bring_artifact(store, chosen, folder, on_bytes=tell)
-    files = _count(len(manifest.files), "file")
-    out.print(
-        f"{folder}: {files}, {size(manifest.size_bytes)}, verified {manifest.digest[:19]}",
-        markup=False,
-        soft_wrap=True,
-    )
+    files = count(len(manifest.files), "file")
+    say(f"{folder}: {files}, {size(manifest.size_bytes)}, verified {manifest.digest[:19]}")
 
 
 @app.command(name="logs")
@@ -298,86 +281,8 @@ def version() -> None:
 
 def _steer(where: Where, name: str, act: Callable[[Cluster, Session], str]) -> None:
     cluster = connect(where)
-    out.print(act(cluster, read(cluster.session(name))), markup=False)
-
-
-def _upload_pictures(
-    where: Where,
-    flags: Flags,
-    paths: list[Path],
-    session: str,
-    *,
-    replace: bool,
-    skip_others: bool,
-) -> None:
-    _check_name(session, "--session")
-    selection = pictures.select(paths, skip_others=skip_others)
-    cluster = None if flags.complete and where.namespace else connect(where)
-    namespace = where.namespace or (cluster.namespace if cluster else "default")
-    spec = None
-    if cluster is not None and not flags.complete:
-        known = [item for item in cluster.sessions() if item["metadata"]["name"] == session]
-        spec = known[0].get("spec") if known else None
-    prefix = layout.uploads(namespace, session)
-    with (
-        opened(cluster, spec, flags, where) as store,
-        _transfer("uploading", selection.size_bytes) as tell,
-    ):
-        sent = uploading.upload_pictures(
-            store, prefix, selection.files, replace=replace, on_bytes=tell
-        )
-    for note in selection.notes:
-        err.print(f"note: {plain(note)}", markup=False, style="yellow")
-    captions = sum(file.is_caption for file in selection.files)
-    shown = _count(len(selection.files) - captions, "picture")
-    shown += f" and {_count(captions, 'caption')}" if captions else ""
-    done = f"{sent.uploaded} uploaded, {sent.skipped} there already"
-    done += f", {sent.replaced} replaced" if sent.replaced else ""
-    out.print(f"{shown} for session {session} in {namespace}: {done}", markup=False)
-
-
-def _upload_model(where: Where, flags: Flags, folder: Path, model: str) -> None:
-    _check_name(model, "--model")
-    files = uploading.model_files(folder)
-    total = sum(path.stat().st_size for path in files.values())
-    cluster = None if flags.complete else connect(where)
-    prefix = layout.model(model)
-    with opened(cluster, None, flags, where) as store, _transfer("uploading", total) as tell:
-        manifest = uploading.publish_model(store, prefix, files, on_bytes=tell)
-    out.print(
-        f"{prefix}: {_count(len(manifest.files), 'file')}, {size(manifest.size_bytes)}, "
-        f"{manifest.digest[:19]}; use it as baseModel.source.store.key",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _check_name(name: str, option: str) -> None:
-    if not _DNS_NAME.match(name):
-        raise CliError(
-            f"{option} {name!r} is no name that Kubernetes takes",
-            "use lower-case letters, digits and inner dashes",
-        )
+    say(act(cluster, read(cluster.session(name))))
 
 
 def _published(session: Session) -> str:
     return ", ".join(f"{a.name} ({size(a.size)})" for a in session.artifacts) or "nothing published"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-@contextmanager
-def _transfer(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal; gives the function that is told further bytes."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(title, total=total_bytes)
-        yield lambda count: progress.advance(task, count)

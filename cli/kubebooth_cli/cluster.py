@@ -74,10 +74,10 @@ class Cluster:
 
     def session(self, name: str) -> dict[str, Any]:
         """One session. Raises `CliError` that names alike ones."""
-        try:
-            return self.get(self.path(SESSIONS, name))
-        except NotFound:
-            names = [item["metadata"]["name"] for item in self.sessions()]
+        found = self.find_session(name)
+        if found is not None:
+            return found
+        names = [item["metadata"]["name"] for item in self.sessions()]
         where = f"in namespace {self.namespace}"
         if not names:
             raise CliError(
@@ -88,6 +88,13 @@ class Cluster:
             f"there is no session {name!r} {where}",
             near(name, names) or f"sessions there: {', '.join(sorted(names)[:8])}",
         )
+
+    def find_session(self, name: str) -> dict[str, Any] | None:
+        """One session, or None where there is none yet."""
+        try:
+            return self.get(self.path(SESSIONS, name))
+        except NotFound:
+            return None
 
     def sessions(self, *, everywhere: bool = False) -> list[dict[str, Any]]:
         """All sessions of the namespace or of the cluster, by namespace and name."""

@@ -12,6 +12,7 @@ from kubebooth_store.content import file_sha256
 
 from kubebooth_cli.errors import CliError, near
 from kubebooth_cli.session import Artifact, Session
+from kubebooth_cli.text import words
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -27,8 +28,8 @@ def samples_uri(session: Session) -> str:
             f"kubebooth status {session.name} tells more",
         )
     raise CliError(
-        f"{session.name} has no sample picture yet ({session.phase})",
-        f"kubebooth watch {session.name} waits; samples.everySteps makes them on the way",
+        f"{session.name} has no sample picture yet ({words(session.phase)})",
+        f"{_how_to_wait(session)}; samples.everySteps makes them on the way",
     )
 
 
@@ -60,8 +61,8 @@ def artifact_of(session: Session, name: str | None) -> Artifact:
     known = {artifact.name: artifact for artifact in session.artifacts}
     if not known:
         raise CliError(
-            f"{session.name} has published nothing yet ({session.phase}: {session.message})",
-            f"kubebooth watch {session.name} waits until it has",
+            f"{session.name} has published nothing yet ({words(session.phase)})",
+            _how_to_wait(session),
         )
     if name is None:
         return known.get("diffusers") or next(iter(known.values()))
@@ -71,6 +72,14 @@ def artifact_of(session: Session, name: str | None) -> Artifact:
             near(name, known) or f"it has: {', '.join(known)}",
         )
     return known[name]
+
+
+def _how_to_wait(session: Session) -> str:
+    if session.holds("Suspended"):
+        return f"kubebooth resume {session.name} lets it go on"
+    if session.ended is False:
+        return f"kubebooth status {session.name} tells what stands in the way"
+    return f"kubebooth watch {session.name} waits for the end"
 
 
 def bring_artifact(

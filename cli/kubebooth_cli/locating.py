@@ -65,11 +65,9 @@ def locate(cluster: Cluster | None, spec: Mapping[str, Any] | None, flags: Flags
     endpoint = own or installed.get("publicEndpoint") or installed.get("endpoint")
     bucket = asked.get("bucket") or installed.get("bucket")
     prefix = asked.get("prefix", installed.get("prefix", ""))
-    access_key, secret_key = flags.access_key, flags.secret_key
-    if not (access_key and secret_key):
-        reference = (asked.get("credentialsSecretRef") or {}).get("name")
-        secret = reference or installed.get("secret") or CONFIG_MAP
-        access_key, secret_key = _keys(cluster, secret)
+    reference = (asked.get("credentialsSecretRef") or {}).get("name")
+    secret = reference or installed.get("secret") or CONFIG_MAP
+    access_key, secret_key = _keys_of(cluster, secret, flags)
     return Place(
         uri=flags.uri or f"s3://{bucket}/{prefix}".rstrip("/"),
         endpoint=flags.endpoint or endpoint or None,
@@ -94,6 +92,20 @@ def _installation(cluster: Cluster, *, needed: bool) -> dict[str, str]:
         ) from error
     data: dict[str, str] = found.get("data") or {}
     return data
+
+
+def _keys_of(cluster: Cluster, secret: str, flags: Flags) -> tuple[str, str]:
+    """Keys of the Secret. Those of the environment serve where a person names another store, or
+    may not read the Secret; else they are most likely meant for some other service."""
+    own = (flags.access_key, flags.secret_key)
+    if flags.uri and own[0] and own[1]:
+        return own[0], own[1]
+    try:
+        return _keys(cluster, secret)
+    except CliError:
+        if own[0] and own[1]:
+            return own[0], own[1]
+        raise
 
 
 def _keys(cluster: Cluster, name: str) -> tuple[str, str]:

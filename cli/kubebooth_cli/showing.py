@@ -26,6 +26,8 @@ _COLOURS = {
     "Stopping": "yellow",
 }
 _BAD_WHEN_TRUE = {"Stalled", "Failed"}
+RESTING = {"Waiting", "Retrying", "Stopping", "Suspended"}
+"""Phases in which no worker moves, so that the message says more than the last progress."""
 _NEUTRAL = {"Reconciling", "Suspended"}
 
 
@@ -221,7 +223,8 @@ def _short_bar(session: Session) -> RenderableType:
 
 
 def _short_message(session: Session) -> str:
-    if session.progress is not None and session.ended is None and session.phase != "Waiting":
+    moves = session.ended is None and session.phase not in RESTING
+    if session.progress is not None and moves:
         return reading(session.progress)
     return one_line(session.message)
 

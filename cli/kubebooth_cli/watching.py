@@ -19,7 +19,7 @@ from rich.text import Text
 from kubebooth_cli.board import Board, Row
 from kubebooth_cli.errors import CliError
 from kubebooth_cli.session import Session
-from kubebooth_cli.showing import phase, reading
+from kubebooth_cli.showing import RESTING, phase, reading
 from kubebooth_cli.text import duration, one_line, words
 
 POLL_S = 1.0
@@ -77,7 +77,7 @@ class Lines:
     def show(self, session: Session) -> None:
         """A new reading."""
         progress = session.progress
-        moving = progress is not None and session.ended is None
+        moving = progress is not None and session.ended is None and session.phase not in RESTING
         stage = progress.stage if progress is not None and moving else ""
         told = (session.phase, stage, "" if moving else session.message)
         if told == self._told and not self._is_due(progress.step if progress else 0, moving=moving):

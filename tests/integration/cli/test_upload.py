@@ -117,7 +117,11 @@ def test_wrong_keys_are_told_without_showing_them(
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    refused = desk.run("upload", str(pictures(tmp_path / "dog")), "--session", "my-dog")
+    words = ("upload", str(pictures(tmp_path / "dog")), "--session", "my-dog")
+    refused = desk.run(*words, "--store-uri", "s3://kubebooth")
     assert refused.code == 1
     assert "refuses" in refused.err
     assert "not-the-secret" not in refused.err
+
+    # Keys of some other service in the environment do not disturb the session's own store.
+    assert desk.run(*words).code == 0
