@@ -157,23 +157,33 @@ class Application:
         await self.lister.synced.wait()
         await self.elector.acquire()
         self.metrics.leader.set(1)
-        workers = [
-            work(queue, self.reconciler.reconcile, self.metrics, stopping=self._stopping)
-            for queue in self.queues.values()
-            for _ in range(self._settings.workers)
-        ]
         keeping = asyncio.create_task(self.elector.keep())
-        working = asyncio.gather(*workers)
+        crew = asyncio.create_task(self._crew())
+        both: set[asyncio.Task[None]] = {keeping, crew}
         try:
-            both: set[asyncio.Future[Any]] = {keeping, working}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if keeping.done():
                 keeping.result()
-            await working
+            await crew
         finally:
             self.metrics.leader.set(0)
-            keeping.cancel()
-            working.cancel()
+            for task in both:
+                task.cancel()
+            await asyncio.wait(both)
+
+    async def _crew(self) -> None:
+        """All workers, until they are told to stop."""
+        async with asyncio.TaskGroup() as group:
+            for queue in self.queues.values():
+                for _ in range(self._settings.workers):
+                    group.create_task(
+                        work(
+                            queue,
+                            self.reconciler.reconcile,
+                            self.metrics,
+                            stopping=self._stopping,
+                        )
+                    )
 
     async def _stream(self, started: asyncio.Event) -> None:
         await watch.stream(

@@ -100,6 +100,15 @@ class WorkQueue(Generic[K]):
         self.add_after(key, wait)
         return wait
 
+    def again(self, key: K) -> float:
+        """Work on `key` once more at once; in a row of such, after its back-off. Gives the
+        seconds. Whoever undoes what another makes would otherwise turn with it for ever."""
+        if key not in self._failures:
+            self._failures[key] = 0
+            self.add(key)
+            return 0.0
+        return self.retry(key)
+
     def forget(self, key: K) -> None:
         """The work on `key` succeeded: its next failure is the first."""
         self._failures.pop(key, None)

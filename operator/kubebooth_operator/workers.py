@@ -32,6 +32,18 @@ async def work(
             queue.done(key)
 
 
+def schedule(queue: WorkQueue[Key], key: Key, outcome: Outcome) -> float | None:
+    """When to look at a key again after an outcome, in seconds; None when only news wake it."""
+    if outcome.result == "conflict":
+        return queue.retry(key)
+    if outcome.requeue_after_s == 0:
+        return queue.again(key)
+    queue.forget(key)
+    if outcome.requeue_after_s is not None:
+        queue.add_after(key, outcome.requeue_after_s)
+    return outcome.requeue_after_s
+
+
 async def _next(queue: WorkQueue[Key], stopping: asyncio.Event) -> Key | None:
     key = queue.take()
     if key is not None:
@@ -63,13 +75,7 @@ async def _one(key: Key, queue: WorkQueue[Key], reconcile: Reconcile, metrics: M
         logger.error("a plan failed: a fault of ours", exc_info=fault, extra=fields(key=_text(key)))
         _tell(key, "fault", str(fault), seconds(), metrics, again_s=again_s)
         return
-    again_s_or_none = outcome.requeue_after_s
-    if outcome.result == "conflict":
-        again_s_or_none = queue.retry(key)
-    else:
-        queue.forget(key)
-        if again_s_or_none is not None:
-            queue.add_after(key, again_s_or_none)
+    scheduled_s = schedule(queue, key, outcome)
     if "status" in outcome.writes:
         metrics.status_writes.labels(key.plural).inc()
     _tell(
@@ -78,7 +84,7 @@ async def _one(key: Key, queue: WorkQueue[Key], reconcile: Reconcile, metrics: M
         outcome.decision,
         seconds(),
         metrics,
-        again_s=again_s_or_none,
+        again_s=scheduled_s,
         outcome=outcome,
     )
 

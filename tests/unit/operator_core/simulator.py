@@ -34,6 +34,7 @@ from kubebooth_operator.queue import WorkQueue
 from kubebooth_operator.reconcile import Outcome, Reconciler
 from kubebooth_operator.resources import JOBS, Resource, Resources, controller
 from kubebooth_operator.resync import resync
+from kubebooth_operator.workers import schedule
 
 T = TypeVar("T")
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -456,12 +457,7 @@ class Simulator:
             self.queue.done(key)
             return True
         self.outcomes.append((key, outcome))
-        if outcome.result == "conflict":
-            self.queue.retry(key)
-        else:
-            self.queue.forget(key)
-            if outcome.requeue_after_s is not None:
-                self.queue.add_after(key, outcome.requeue_after_s)
+        schedule(self.queue, key, outcome)
         self.queue.done(key)
         return True
 
