@@ -23,7 +23,8 @@ def dumped(report: RunReport) -> bytes:
     """JSON of at most `REPORT_LIMIT_BYTES` bytes, always whole and valid.
 
     What does not fit is left out from the least to the most important: words of the refused
-    files, the refused files (their count stays), the tail of the message, the sample picture.
+    files, the refused files (their count stays), the page to review, the tail of the message, the
+    sample picture.
     A report whose references alone do not fit becomes an `InternalError` that says so.
     """
     for candidate in _shrinking(report):
@@ -65,6 +66,9 @@ def _shrinking(report: RunReport) -> Iterator[RunReport]:
             fewer = dataset.model_copy(update={"worst": worst})
             report = report.model_copy(update={"dataset": fewer})
             yield report
+        bare = dataset.model_copy(update={"worst": (), "review_uri": None})
+        report = report.model_copy(update={"dataset": bare})
+        yield report
     for characters in (512, 256, 128, 64):
         report = report.model_copy(update={"message": clipped(report.message, characters)})
         yield report

@@ -232,6 +232,8 @@ def _train(run: TrainRun, store: Store, reporter: Reporter, workdir: Path) -> An
             f"training needs {error.name or 'libraries'}, which this image lacks; install"
             " kubebooth[trainer]"
         ) from error
+    asked = RUN.dump_json(run, by_alias=True, exclude_none=True, indent=1)
+    store.write(_run_key(run, layout.RUN), asked, content_type="application/json")
     outcome = train(run, store=store, reporter=reporter, workdir=workdir)
     names = ", ".join(artifact.name for artifact in outcome.artifacts)
     return Answer(
@@ -247,9 +249,13 @@ def _keep(run: TrainRun, report: RunReport, store: Store) -> None:
     """Leave the report in the run's folder too: a termination message dies with its pod."""
     if report.exit_code == ExitCode.STORAGE_ERROR:
         return
-    session = layout.session(run.session.namespace, run.session.name)
-    key = f"{layout.run(session, run.digest)}/{layout.REPORT}"
     try:
-        store.write(key, dumped(report), content_type="application/json")
+        data = dumped(report)
+        store.write(_run_key(run, layout.REPORT), data, content_type="application/json")
     except StoreError as error:
         _LOG.warning("report is not kept in the store", extra={"why": error})
+
+
+def _run_key(run: TrainRun, name: str) -> str:
+    session = layout.session(run.session.namespace, run.session.name)
+    return f"{layout.run(session, run.digest)}/{name}"

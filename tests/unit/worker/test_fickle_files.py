@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +38,28 @@ def attempt(booth: Booth, before: Callable[[str], None], *, uri: str = "s3://x")
         reporter=Reporter(first_stage="Prepare"),
         workdir=booth.workdir,
     )
+
+
+class Lying(Fickle):
+    """A server that lists a key which would leave its folder."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """The real entries and one that climbs out."""
+        yield from self._store.list(prefix)
+        yield Entry(f"{prefix}/../../../../etc/x.png", 9, "tag", None)
+
+
+def test_a_listed_key_that_climbs_out_is_refused_by_name(booth: Booth) -> None:
+    booth.upload_pictures(1)
+    outcome = prepare(
+        booth.run(preprocess={"badFiles": "Exclude", "minImages": 1}),
+        store=cast(Store, Lying(booth.store, lambda key: None, uri="s3://x")),
+        reporter=Reporter(first_stage="Prepare"),
+        workdir=booth.workdir,
+    )
+    assert outcome.dataset.images == 1
+    assert outcome.dataset.worst[0].file == "../../../../etc/x.png"
+    assert "'..' segment" in outcome.dataset.worst[0].reason
 
 
 def test_a_file_that_vanishes_is_named(booth: Booth) -> None:

@@ -46,6 +46,7 @@ def test_a_snapshot_holds_what_training_reads(booth: Booth, tmp_path: Path) -> N
         assert sheet.width > 500
     assert (outcome.dataset.images, outcome.dataset.captioned) == (3, 1)
     assert outcome.dataset.size == manifest.size_bytes
+    assert outcome.dataset.review_uri == f"{outcome.dataset.uri}/contact-sheet.png"
     assert outcome.base_model.format == "Diffusers"
     assert outcome.base_model.uri == booth.store.uri_of("models/tiny")
 

@@ -15,7 +15,7 @@ from kubebooth_store import Store
 from kubebooth_trainer.errors import ConfigurationError, DataError
 from kubebooth_trainer.prepare.base_model import verify
 from kubebooth_trainer.prepare.pictures import Picture, check_pictures
-from kubebooth_trainer.prepare.snapshot import publish_snapshot
+from kubebooth_trainer.prepare.snapshot import SHEET, publish_snapshot
 from kubebooth_trainer.prepare.sources import Found, find
 from kubebooth_trainer.prepare.verdicts import Verdicts, listed
 from kubebooth_trainer.reporter import Reporter
@@ -67,6 +67,7 @@ def prepare(run: PrepareRun, *, store: Store, reporter: Reporter, workdir: Path)
         captioned=sum(picture.captioned for picture in pictures),
         rejected=len(verdicts.refused),
         worst=verdicts.worst(),
+        review_uri=store.uri_of(f"{prefix}/{SHEET}"),
         size=manifest.size_bytes,
     )
     return PrepareOutcome(dataset, base_model, _summary(dataset, verdicts))
