@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from kubebooth_cluster import binaries
+from kubebooth_cluster import binaries, processes
 from kubebooth_cluster.api import Api, ApiError
 from kubebooth_cluster.controlplane import ControlPlane, Options
+from kubebooth_cluster.node.records import read_record
 from kubebooth_cluster.nodeagent import NodeAgent
 from kubebooth_cluster.weed import Weed
 
@@ -52,6 +53,16 @@ class RealApi:
             text=True,
             check=check,
             timeout=120,
+        )
+
+    def helm(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run helm as the administrator."""
+        return subprocess.run(
+            [str(binaries.helm()), "--kubeconfig", str(self.kubeconfig), *words],
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=300,
         )
 
     def apply_crds(self, paths: Iterable[Path]) -> None:
@@ -150,6 +161,17 @@ class RealCluster(RealApi):
         except AssertionError as error:
             shown = json.dumps((found(self.api, path) or {}).get("status"), indent=1)
             raise AssertionError(f"{error}; status: {shown}") from None
+
+    def kill_container(self, namespace: str, pod: str, container: str | None = None) -> None:
+        """SIGKILL every process of a pod's container (its first one), as a crash would."""
+        found_pod = self.api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
+        name = container or found_pod["spec"]["containers"][0]["name"]
+        node = self.control_plane.folder / "nodes" / found_pod["spec"]["nodeName"]
+        folder = node / "pods" / found_pod["metadata"]["uid"] / "containers" / name
+        record = read_record(folder / "record.json")
+        if record is None or record.launched is None or record.exit is not None:
+            raise AssertionError(f"container {name} of pod {pod} does not run")
+        processes.kill(record.launched.child)
 
     def logs(self, namespace: str, name: str, *words: str) -> str:
         """What `kubectl logs` shows."""

@@ -66,7 +66,7 @@ class Agent:
                 )
                 # A pod's environment and hosts file tell of Services: they must be known first.
                 await services.wait()
-                await until_answered(registration.register, what="node registration")
+                await self._register(registration)
                 write_json(self._settings.folder / "registered.json", {"pid": os.getpid()})
                 group.create_task(registration.run())
                 group.create_task(self._provisioner.run())
@@ -85,6 +85,17 @@ class Agent:
                 self._sweep()
         finally:
             await self._logs.stop()
+
+    async def _register(self, registration: Registration) -> None:
+        """Register, also with a server that is only starting and says no at first."""
+        while True:
+            try:
+                await until_answered(registration.register, what="node registration")
+            except ApiError as error:
+                log.warning("node=%s not registered yet: %s", self._settings.name, error)
+                await asyncio.sleep(1)
+            else:
+                return
 
     def _sweep(self) -> None:
         """End what an earlier agent left of pods that are no longer this node's."""

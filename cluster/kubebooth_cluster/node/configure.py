@@ -32,8 +32,7 @@ async def configure(
         site.services(), site.pod, api_host=server[0], api_port=int(server[2] or 443)
     )
     links["HOSTNAME"] = _hostname(site.pod)
-    if gpus:
-        links["NVIDIA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    links |= _gpu_variables(gpus)
     environment = await container_environment(
         site.kube, site.pod, container, facts=site.facts, start=image.environment, links=links
     )
@@ -53,7 +52,19 @@ async def configure(
         hidden=(site.settings.folder.parent,),
         read_only_root=bool(context.get("readOnlyRootFilesystem")),
         die_with_parent=site.settings.pods_die_with_agent,
+        with_gpus=bool(gpus),
     )
+
+
+def _gpu_variables(gpus: tuple[int, ...]) -> dict[str, str]:
+    if not gpus:
+        return {}
+    numbers = ",".join(map(str, gpus))
+    variables = {"NVIDIA_VISIBLE_DEVICES": numbers}
+    if Path("/dev/nvidiactl").exists():
+        # Real devices: a container would see only its own, so CUDA must not see more.
+        variables["CUDA_VISIBLE_DEVICES"] = numbers
+    return variables
 
 
 def _hostname(pod: Object) -> str:

@@ -45,6 +45,8 @@ class Container:
         self._attempt: Attempt | None = None
         self._waiting: tuple[str, str] | None = None
         self._stopping = asyncio.Event()
+        self._deadline = 0.0
+        self._ending: asyncio.Task[None] | None = None
         self._fresh = self.record is None
         if self.record is not None:
             site.devices.hold(self._owner, self.record.gpus)
@@ -107,6 +109,9 @@ class Container:
         while True:
             ended = await self._once()
             if ended is None or self._stopping.is_set() or not self._restarts(ended):
+                if self.kind == "init":
+                    # What an init container had is for the next ones, as the scheduler counts.
+                    self.site.devices.release(self._owner)
                 return self.record.exit if self.record else None
             if not await self._back_off(ended):
                 self._waiting = None
@@ -138,6 +143,8 @@ class Container:
                 self.site.events.tell(self.site.pod, "Failed", f"Error: {error}", warning=True)
             except ApiError as error:
                 self.wait_for("CreateContainerConfigError", str(error))
+            except OSError as error:
+                self.wait_for("CreateContainerError", str(error))
             except Unreachable as error:
                 log.info("container=%s waits for the API server: %s", self.name, error)
             else:
@@ -190,13 +197,13 @@ class Container:
             environment=dict(sandbox.environment),
             workdir=sandbox.workdir,
         )
-        self._begin(record, sandbox)
+        await self._begin(record, sandbox)
 
-    def _begin(self, record: Record, sandbox: Sandbox) -> None:
+    async def _begin(self, record: Record, sandbox: Sandbox) -> None:
         self.started.clear()
         status = self.folder / f"{record.number}.status"
         try:
-            launched = launch.launch(
+            launched = await launch.launch(
                 self.site.settings.bwrap,
                 bwrap_options(sandbox),
                 sandbox.command,
@@ -227,6 +234,9 @@ class Container:
             self.site, self.spec, record, record.launched, adopted=not self._fresh
         )
         relay = asyncio.create_task(self._relay_start(self._attempt))
+        if self._stopping.is_set():
+            # Told to stop while the process was being started.
+            self._ending = asyncio.create_task(self._attempt.terminate(self._deadline))
         try:
             await self._attempt.attend()
         finally:
@@ -268,6 +278,7 @@ class Container:
 
     async def stop(self, deadline: float) -> None:
         """Stop it for good, by `deadline` (monotonic seconds)."""
+        self._deadline = deadline
         self._stopping.set()
         if self._attempt is not None:
             await self._attempt.terminate(deadline)

@@ -74,7 +74,11 @@ class Kube:
             raise Unreachable(f"{method} {path}: {error!r}") from error
         if answer.status >= 500 or answer.status == 429:
             raise Unreachable(f"{method} {path}: {answer.status} {text[:300]}")
-        document = json.loads(text)
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            # A server that is just starting answers unknown paths in plain text.
+            raise Unreachable(f"{method} {path}: {answer.status} {text[:300]}") from error
         if answer.status >= 400:
             raise ApiError(answer.status, str(document.get("message", text[:300])))
         return document

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ def marker(folder: Path) -> str:
     return f"kubebooth-pod:{folder}/"
 
 
-def launch(
+async def launch(
     program: Path,
     options: Sequence[str],
     command: Sequence[str],
@@ -50,9 +50,25 @@ def launch(
 ) -> Launched:
     """Start `command` in a sandbox. Its child is no living process if it ended at once.
 
-    `name` becomes argv[0]. The options travel in memory, because the process list
-    must not show a Secret. Raises ClusterError when bwrap does not get so far.
+    `name` becomes argv[0]. Raises ClusterError when bwrap cannot be started.
     """
+    try:
+        pid = _spawn(program, options, command, name=name, log=log, status=status)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"cannot start {program}: {error}") from error
+    return await _identified(pid, status)
+
+
+def _spawn(
+    program: Path,
+    options: Sequence[str],
+    command: Sequence[str],
+    *,
+    name: str,
+    log: Path,
+    status: Path,
+) -> int:
+    """Start bwrap; its options travel in memory, for the process list must not show a Secret."""
     status.write_text("")
     arguments = os.memfd_create("bwrap-arguments")
     opened = [arguments]
@@ -63,7 +79,7 @@ def launch(
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         nothing = os.open(os.devnull, os.O_RDONLY)
         opened += [report, output, nothing]
-        pid = os.posix_spawn(
+        return os.posix_spawn(
             program,
             [name, "--args", str(_ARGS_FD), "--json-status-fd", str(_STATUS_FD), "--", *command],
             {"PATH": os.defpath},
@@ -76,15 +92,12 @@ def launch(
             ],
             setsid=True,
         )
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"cannot start {program}: {error}") from error
     finally:
         for descriptor in opened:
             os.close(descriptor)
-    return _identified(pid, status)
 
 
-def _identified(pid: int, status: Path) -> Launched:
+async def _identified(pid: int, status: Path) -> Launched:
     """Wait until the command itself runs inside the finished sandbox, or has ended.
 
     Until then the child still has our root: nothing may be run inside it.
@@ -102,7 +115,7 @@ def _identified(pid: int, status: Path) -> Launched:
             return Launched(monitor, child)
         if processes.identify(pid) is None:
             break
-        time.sleep(0.001)
+        await asyncio.sleep(0.002)
     return Launched(monitor, NOBODY)
 
 
@@ -180,10 +193,10 @@ def leftovers(folder: Path) -> list[ProcessId]:
     return found
 
 
-def kill_leftovers(folder: Path) -> int:
-    """SIGKILL every container below `folder`; returns how many there were."""
+def kill_leftovers(folder: Path, *, but: Collection[ProcessId] = ()) -> int:
+    """SIGKILL every container below `folder` but those; returns how many there were."""
     total = 0
-    while remaining := leftovers(folder):
+    while remaining := [process for process in leftovers(folder) if process not in but]:
         total += len(remaining)
         for process in remaining:
             processes.kill(process)

@@ -27,24 +27,27 @@ def _listed(folder: Path) -> list[str]:
         return []
 
 
-def _kib(path: str, key: str) -> int:
+def _kib(path: str, *keys: str) -> int:
+    """The sum of some lines of a /proc file; 0 when the process is gone."""
+    total = 0
     with suppress(OSError):
         for line in Path(path).read_text().splitlines():
-            if line.startswith(key):
-                return int(line.split()[1])
-    return 0
+            if line.startswith(keys):
+                total += int(line.split()[1])
+    return total
 
 
 def used_bytes(pid: int, *, limit_bytes: int) -> int:
-    """The memory of a process family; shared pages count once when it comes close to the limit.
+    """The memory of a process family that cannot be given back: no pages of files.
 
-    Resident sizes are cheap but count what forked processes share several times.
+    The cheap count has what forked processes share several times, so one that comes out
+    above the limit is done again with shared pages divided.
     """
     pids = list(family(pid))
-    resident = sum(_kib(f"/proc/{one}/status", "VmRSS:") for one in pids) * 1024
+    resident = sum(_kib(f"/proc/{one}/status", "RssAnon:", "RssShmem:") for one in pids) * 1024
     if resident <= limit_bytes or len(pids) == 1:
         return resident
-    return sum(_kib(f"/proc/{one}/smaps_rollup", "Pss:") for one in pids) * 1024
+    return sum(_kib(f"/proc/{one}/smaps_rollup", "Pss_Anon:", "Pss_Shmem:") for one in pids) * 1024
 
 
 async def exceeded(child: ProcessId, *, limit_bytes: int) -> None:

@@ -52,8 +52,9 @@ class PodWorker:
         self.containers = inits + [Container(site, one, "main") for one in spec["containers"]]
         known = (site.pod.get("status") or {}).get("conditions") or ()
         self._conditions: dict[str, Object] = {one["type"]: one for one in known}
-        notes = read_json(site.folder / "pod.json") or {"startedAt": now()}
-        self._started_at: str = notes["startedAt"]
+        notes = read_json(site.folder / "pod.json")
+        self._adopted = notes is not None
+        self._started_at: str = notes["startedAt"] if notes else now()
         write_json(site.folder / "pod.json", {"startedAt": self._started_at, "ip": site.facts.ip})
 
     @property
@@ -63,6 +64,10 @@ class PodWorker:
     @property
     def _sidecars(self) -> list[Container]:
         return [one for one in self.containers if one.kind == "sidecar"]
+
+    @property
+    def _grace_s(self) -> float:
+        return float(self.site.pod["spec"].get("terminationGracePeriodSeconds", 30))
 
     @property
     def over(self) -> bool:
@@ -105,7 +110,7 @@ class PodWorker:
 
     async def _stop_sidecars(self) -> None:
         for sidecar in reversed(self._sidecars):
-            grace = 30 if not self._deadline else self._deadline - time.monotonic()
+            grace = self._grace_s if not self._deadline else self._deadline - time.monotonic()
             await sidecar.stop(time.monotonic() + max(grace, 2.0))
 
     def refresh_hosts(self) -> None:
@@ -120,6 +125,8 @@ class PodWorker:
 
     async def run(self) -> None:
         """Live the whole life; afterwards every process of the pod is gone."""
+        if self._adopted:
+            self._kill_strays()
         self.refresh_hosts()
         helpers = [asyncio.create_task(job()) for job in self._helpers()]
         try:
@@ -135,6 +142,11 @@ class PodWorker:
             await self._report()
             await self.finish_deletion()
         log.info("pod=%s over phase=%s", self.site.full_name, phase(self._view()))
+
+    def _kill_strays(self) -> None:
+        """End what an earlier agent started but did not live to write down."""
+        known = [one.launched.child for one in self.containers if one.launched is not None]
+        launch.kill_leftovers(self.site.folder, but=known)
 
     def _helpers(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         spec = self.site.pod["spec"]
@@ -234,8 +246,7 @@ class PodWorker:
         limit = self.site.pod["spec"]["activeDeadlineSeconds"]
         await asyncio.sleep(max(0.0, limit - age_s(self._started_at)))
         message = "Pod was active on the node longer than the specified deadline"
-        grace = self.site.pod["spec"].get("terminationGracePeriodSeconds", 30)
-        self.fail("DeadlineExceeded", message, grace_s=grace)
+        self.fail("DeadlineExceeded", message, grace_s=self._grace_s)
 
     async def _watch_usage(self) -> None:
         limits = {

@@ -32,6 +32,7 @@ class Registration:
         self._settings = settings
         self._port = port
         self._path = f"/api/v1/nodes/{settings.name}"
+        self._since = now()
 
     async def register(self) -> None:
         """Create the Node, unless it is there, and say that it is ready."""
@@ -103,7 +104,7 @@ class Registration:
         return {
             "capacity": offered,
             "allocatable": offered,
-            "conditions": _conditions(),
+            "conditions": _conditions(self._since),
             "addresses": [
                 {"type": "InternalIP", "address": HOST_IP},
                 {"type": "Hostname", "address": self._settings.name},
@@ -113,8 +114,7 @@ class Registration:
         }
 
 
-def _conditions() -> list[Object]:
-    moment = now()
+def _conditions(since: str) -> list[Object]:
     healthy: list[tuple[str, str, str]] = [
         ("MemoryPressure", "False", "KubeletHasSufficientMemory"),
         ("DiskPressure", "False", "KubeletHasNoDiskPressure"),
@@ -127,8 +127,8 @@ def _conditions() -> list[Object]:
             "status": status,
             "reason": reason,
             "message": "node agent of a one-machine cluster",
-            "lastHeartbeatTime": moment,
-            "lastTransitionTime": moment,
+            "lastHeartbeatTime": now(),
+            "lastTransitionTime": since,
         }
         for kind, status, reason in healthy
     ]

@@ -64,6 +64,7 @@ class Sandbox:
     hidden: tuple[Path, ...]
     read_only_root: bool
     die_with_parent: bool
+    with_gpus: bool = False
 
 
 def bwrap_options(sandbox: Sandbox) -> list[str]:
@@ -73,7 +74,7 @@ def bwrap_options(sandbox: Sandbox) -> list[str]:
         *("--hostname", sandbox.hostname, "--as-pid-1", "--cap-drop", "ALL"),
         *("--uid", str(sandbox.user), "--gid", str(sandbox.group)),
         *(["--die-with-parent"] if sandbox.die_with_parent else []),
-        *_root(),
+        *_root(with_gpus=sandbox.with_gpus),
         *(word for path in sandbox.hidden for word in _hide(path)),
     ]
     # Outer mounts first, so that inner ones land on top of them.
@@ -92,7 +93,7 @@ def bwrap_options(sandbox: Sandbox) -> list[str]:
     return words
 
 
-def _root() -> list[str]:
+def _root(*, with_gpus: bool) -> list[str]:
     words = ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/opt", "/opt"]
     for path in _SYSTEM:
         if os.path.islink(path):
@@ -103,7 +104,7 @@ def _root() -> list[str]:
     for name in _ETC:
         words += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     words += ["--proc", "/proc", "--dev", "/dev", "--ro-bind-try", "/sys", "/sys"]
-    for device in glob("/dev/nvidia*"):
+    for device in glob("/dev/nvidia*") if with_gpus else ():
         words += ["--dev-bind-try", device, device]
     for folder, mode in (("/tmp", "1777"), ("/var", "0755"), ("/var/tmp", "1777")):  # noqa: S108
         words += ["--perms", mode, "--dir", folder]

@@ -1,6 +1,7 @@
 """The node and its cluster come through crashes of the agent, the API server and a node."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from kubebooth_cluster.testing import (
     running_cluster,
     short_folder,
 )
+
+# Losing a node takes the cluster a minute: it begins before the other tests of this module.
+pytestmark = pytest.mark.usefixtures("lost_node")
 
 _COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
 
@@ -55,16 +59,6 @@ def test_a_new_agent_takes_over_running_pods_and_learns_how_others_ended(
     _create(breakable, space, "counts", _COUNT)
     stay = breakable.wait_pod(space, "counts", "Running")
     marks = "while ! test -e /work/go; do sleep 0.05; done; exit 65"
-    end_path = _create(
-        breakable,
-        space,
-        "ends",
-        marks,
-        restartPolicy="Never",
-        volumes=[{"name": "work", "emptyDir": {}}],
-    )
-    breakable.api.delete(end_path, {"gracePeriodSeconds": 0})
-    eventually(lambda: not found(breakable.api, end_path), what="the end of the first try")
     container = {
         "name": "main",
         "image": "busybox",
@@ -112,6 +106,35 @@ def test_a_pod_killed_together_with_its_agent_counts_as_killed_and_restarts(
     eventually(lambda: _main(breakable, path)["restartCount"] == 1, what="a restart")
     last = _main(breakable, path)["lastState"]["terminated"]
     assert (last["exitCode"], last["reason"]) == (137, "Error")
+
+
+def test_a_process_that_an_agent_did_not_live_to_note_is_ended_by_the_next(
+    breakable: RealCluster, space: str
+) -> None:
+    path = _create(breakable, space, "noted", _COUNT)
+    pod = breakable.wait_pod(space, "noted", "Running")
+    before = leftovers(_folder(breakable, pod))
+
+    breakable.agent.kill()
+    (_folder(breakable, pod) / "containers" / "main" / "record.json").unlink()
+    breakable.agent.start()
+
+    def replaced() -> bool:
+        running = leftovers(_folder(breakable, pod))
+        return len(running) == 1 and running != before
+
+    eventually(replaced, what="one process, and not the old one")
+    assert _main(breakable, path)["restartCount"] == 0
+
+
+def test_a_killed_container_is_restarted(breakable: RealCluster, space: str) -> None:
+    path = _create(breakable, space, "crashes", _COUNT)
+    breakable.wait_pod(space, "crashes", "Running")
+
+    breakable.kill_container(space, "crashes")
+
+    eventually(lambda: _main(breakable, path)["restartCount"] == 1, what="a restart")
+    assert _main(breakable, path)["lastState"]["terminated"]["exitCode"] == 137
 
 
 def test_a_pod_deleted_while_the_agent_is_away_is_gone_when_it_is_back(
@@ -164,7 +187,18 @@ def test_a_whole_cluster_killed_at_once_goes_on_where_it_was(
     breakable.wait_pod(space, "counts", "Running")
 
 
-def test_a_pod_of_a_deleted_node_is_a_disruption_and_its_job_goes_on_elsewhere() -> None:
+@dataclass(frozen=True)
+class LostNode:
+    """Two nodes, of which the one that ran a Job's pod died and was deleted."""
+
+    cluster: RealCluster
+    dead: NodeAgent
+    folder: Path
+    job: str
+
+
+@pytest.fixture(scope="module")
+def lost_node() -> Iterator[LostNode]:
     for folder in short_folder():
         plane = ControlPlane(folder / "cluster", options=Options(die_with_parent=True))
         agents = [
@@ -174,14 +208,14 @@ def test_a_pod_of_a_deleted_node_is_a_disruption_and_its_job_goes_on_elsewhere()
             plane.start()
             for agent in agents:
                 agent.start()
-            _lose_a_node(RealCluster(plane, plane.kubeconfig, agents[0]), agents)
+            yield _lose_a_node(RealCluster(plane, plane.kubeconfig, agents[0]), agents)
         finally:
             for agent in agents:
                 agent.stop()
             plane.stop(grace_s=3)
 
 
-def _lose_a_node(cluster: RealCluster, agents: list[NodeAgent]) -> None:
+def _lose_a_node(cluster: RealCluster, agents: list[NodeAgent]) -> LostNode:
     rule = {
         "action": "Ignore",
         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
@@ -194,29 +228,32 @@ def _lose_a_node(cluster: RealCluster, agents: list[NodeAgent]) -> None:
     }
     where = "/apis/batch/v1/namespaces/default/jobs"
     cluster.api.post(where, {"metadata": {"name": "moves"}, "spec": spec})
-
-    def running() -> Any:
-        pods = [
-            one for one in cluster.pods("default") if "deletionTimestamp" not in one["metadata"]
-        ]
-        return next((one for one in pods if one["status"].get("phase") == "Running"), None)
-
-    first = eventually(running, what="a running pod")
-    home = next(agent for agent in agents if agent.name == first["spec"]["nodeName"])
-    folder = home.folder / "pods" / first["metadata"]["uid"]
+    pod = eventually(lambda: _running(cluster), what="a running pod")
+    dead = next(agent for agent in agents if agent.name == pod["spec"]["nodeName"])
+    folder = dead.folder / "pods" / pod["metadata"]["uid"]
     assert leftovers(folder)
-    home.kill()
-    cluster.api.delete(f"/api/v1/nodes/{home.name}")
-    cluster.api.delete(
-        f"/api/v1/namespaces/default/pods/{first['metadata']['name']}", {"gracePeriodSeconds": 1}
-    )
+    dead.kill()
+    cluster.api.delete(f"/api/v1/nodes/{dead.name}")
+    return LostNode(cluster, dead, folder, f"{where}/moves")
+
+
+def _running(cluster: RealCluster) -> Any:
+    pods = [one for one in cluster.pods("default") if "deletionTimestamp" not in one["metadata"]]
+    return next((one for one in pods if one["status"].get("phase") == "Running"), None)
+
+
+def test_a_pod_of_a_deleted_node_is_a_disruption_and_its_job_goes_on_elsewhere(
+    lost_node: LostNode,
+) -> None:
+    cluster, dead = lost_node.cluster, lost_node.dead
 
     def moved() -> Any:
-        pod = running()
-        return pod if pod and pod["spec"]["nodeName"] != home.name else None
+        pod = _running(cluster)
+        return pod if pod and pod["spec"]["nodeName"] != dead.name else None
 
-    eventually(moved, what="a pod on the other node", timeout_s=90)
-    job = found(cluster.api, f"{where}/moves")
+    # The garbage collector of pods gives a lost node a minute.
+    eventually(moved, what="a pod on the other node", timeout_s=120)
+    job = found(cluster.api, lost_node.job)
     assert not [one for one in job["status"].get("conditions") or () if one["type"] == "Failed"]
-    home.start()
-    eventually(lambda: not leftovers(folder), what="the end of what the lost node ran")
+    dead.start()
+    eventually(lambda: not leftovers(lost_node.folder), what="the end of what the lost node ran")
