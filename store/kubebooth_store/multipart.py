@@ -21,13 +21,13 @@ from kubebooth_store.windows import in_order
 from kubebooth_store.wire import Body, Call, Wire, base64_of
 
 SINGLE_BYTES = 16 << 20
-_PART_BYTES = 8 << 20
+_PART_BYTES = 16 << 20
 _MAX_PARTS = 10_000
 _BEGINNINGS = 3
 
 
 def part_bytes(size: int) -> int:
-    """Part size for a file: 8 MiB, or what keeps it within 10,000 parts; small files are one."""
+    """Part size for a file: 16 MiB, or what keeps it within 10,000 parts; small files are one."""
     if size <= SINGLE_BYTES:
         return SINGLE_BYTES
     mib = 1 << 20

@@ -28,6 +28,7 @@ from kubebooth_store.listing import uploads
 from tests.integration.store.liar import Liar
 
 Opener = Callable[..., Store]
+PART = 16 << 20
 
 CLIENT = """
 import sys
@@ -74,16 +75,16 @@ def killed_amid(store: Store, weed: Weed, verb: str, path: Path, key: str, *, af
 def test_a_client_killed_amid_an_upload_shows_nothing_and_the_next_one_goes_on(
     open_s3: Opener, weed: Weed, liar: Liar, tmp_path: Path
 ) -> None:
-    data = os.urandom(4 * (8 << 20))
+    data = os.urandom(3 * PART)
     (tmp_path / "f").write_bytes(data)
     store = open_s3()
-    killed_amid(store, weed, "upload", tmp_path / "f", "k", after=2 * (8 << 20))
+    killed_amid(store, weed, "upload", tmp_path / "f", "k", after=2 * PART)
     assert store.stat("k") is None
     assert list(store.list("")) == []
     through = open_s3(endpoint=liar.url)
     told: list[int] = []
     through.upload(tmp_path / "f", "k", on_bytes=told.append)
-    assert liar.count(method="PUT") <= 2  # of four parts, at least two were there
+    assert liar.count(method="PUT") <= 1  # of three parts, two were there for certain
     assert liar.count(method="POST", part="uploads") == 0
     assert sum(told) == len(data)
     store.download("k", tmp_path / "back")
@@ -94,9 +95,9 @@ def test_an_unfinished_upload_of_other_bytes_is_not_mixed_in(
     open_s3: Opener, weed: Weed, tmp_path: Path
 ) -> None:
     path = tmp_path / "f"
-    path.write_bytes(os.urandom(3 * (8 << 20)))
+    path.write_bytes(os.urandom(2 * PART))
     store = open_s3()
-    killed_amid(store, weed, "upload", path, "k", after=8 << 20)
+    killed_amid(store, weed, "upload", path, "k", after=PART)
     with path.open("r+b") as file:  # only the end changes: every part sent so far still fits
         file.seek(-10, os.SEEK_END)
         file.write(b"other end.")
@@ -230,7 +231,7 @@ def test_a_server_killed_amid_writes_shows_whole_files_only(own_weed: Weed) -> N
 
 
 def test_a_server_killed_amid_a_large_upload_is_waited_for(own_weed: Weed, tmp_path: Path) -> None:
-    data = os.urandom(4 * (8 << 20))
+    data = os.urandom(3 * PART)
     (tmp_path / "f").write_bytes(data)
     store = opened(own_weed, timeout_s=60)
     killed = threading.Event()
