@@ -50,7 +50,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else {}
 
 
-def configure(*, form: str, level: str, stream: TextIO = sys.stderr) -> None:
+def configure(*, form: str, level: str, stream: TextIO | None = None) -> None:
     """Send the records of this process and its libraries through one handler.
 
     `form` is `json` or `text`, `level` a name as in `Settings.log_level`. Raises `ValueError`.
@@ -59,7 +59,7 @@ def configure(*, form: str, level: str, stream: TextIO = sys.stderr) -> None:
         raise ValueError(f"KUBEBOOTH_LOG_FORMAT={form!r} must be json or text")
     if level not in {"debug", "info", "warning", "error"}:
         raise ValueError(f"KUBEBOOTH_LOG_LEVEL={level!r} must be debug, info, warning or error")
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -27,7 +27,9 @@ def page_of(text: bytes) -> Page:
     head, items, _ = text.partition(_ITEMS)
     if not items or len(found) != text.count(_START) or not text.rstrip().endswith(b"]}"):
         return _parsed(json.loads(text))
-    metadata = json.loads(head + b'"items":[]}')["metadata"]
+    metadata = json.loads(head + b'"items":[]}').get("metadata")
+    if not isinstance(metadata, dict):
+        raise ValueError("the answer is no list")
     facts = {
         (namespace.decode(), name.decode()): (uid.decode(), version.decode())
         for name, namespace, uid, version in found

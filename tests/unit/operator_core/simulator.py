@@ -114,13 +114,15 @@ class MemoryServer:
 
     def put(self, kind: str, body: Mapping[str, Any]) -> Json:
         """Create an object as a user or controller; `Conflict` when the name is taken."""
-        resource = self.kind(kind)
+        return self._put(self.kind(kind), body)
+
+    def _put(self, resource: Resource, body: Mapping[str, Any]) -> Json:
         body = copy.deepcopy(dict(body))
         metadata = body.setdefault("metadata", {})
         metadata.setdefault("namespace", "default")
         name = (metadata["namespace"], metadata["name"])
         if (resource, name) in self.objects:
-            raise Conflict(f"{kind} {name} exists", code=409)
+            raise Conflict(f"{resource.kind} {name} exists", code=409)
         metadata["uid"] = f"uid-{next(self._uid)}"
         metadata["generation"] = 1
         metadata["creationTimestamp"] = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -170,7 +172,7 @@ class MemoryServer:
 
     async def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> Json:
         return self._write(
-            "create", resource, body["metadata"]["name"], lambda: self.put(resource.kind, body)
+            "create", resource, body["metadata"]["name"], lambda: self._put(resource, body)
         )
 
     async def apply(
@@ -269,7 +271,7 @@ class MemoryServer:
         if uid is not None and (before is None or before["metadata"]["uid"] != uid):
             raise Conflict("the uid is another", code=409)
         if before is None:
-            created = self.put(resource.kind, body)
+            created = self._put(resource, body)
             self._applied[created["metadata"]["uid"]] = body
             return created
         after = copy.deepcopy(before)
