@@ -21,8 +21,9 @@ from kubebooth_cluster.node.events import Events
 from kubebooth_cluster.node.hosts import hosts_text
 from kubebooth_cluster.node.kube import Kube, until_answered
 from kubebooth_cluster.node.kubelet import LogServer
-from kubebooth_cluster.node.pod import PodWorker, forget_pod
+from kubebooth_cluster.node.pod import PodWorker
 from kubebooth_cluster.node.register import HOST_IP, Registration
+from kubebooth_cluster.node.report import forget_pod
 from kubebooth_cluster.node.services import Address, ServiceProxy, routes
 from kubebooth_cluster.node.settings import Object, Settings
 from kubebooth_cluster.node.site import Devices, Site

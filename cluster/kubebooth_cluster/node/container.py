@@ -14,8 +14,9 @@ from kubebooth_cluster.node import launch
 from kubebooth_cluster.node.attempt import Attempt
 from kubebooth_cluster.node.configure import configure, gpu_count
 from kubebooth_cluster.node.environment import ConfigError
-from kubebooth_cluster.node.images import Image, find_image
+from kubebooth_cluster.node.images import Image
 from kubebooth_cluster.node.kube import Unreachable
+from kubebooth_cluster.node.pulling import pulled
 from kubebooth_cluster.node.records import Exit, Record, read_record, write_record
 from kubebooth_cluster.node.sandbox import Sandbox, bwrap_options
 from kubebooth_cluster.node.settings import Object, age_s, now
@@ -153,30 +154,15 @@ class Container:
         return False
 
     async def _image(self) -> Image | None:
-        """The image, waiting for it as a kubelet does; None when it is to stop."""
-        name = self.spec["image"]
-        delay = self.site.settings.backoff_base_s
-        while not self._stopping.is_set():
-            image = find_image(name, self.site.settings.folder / "images.json")
-            if image is not None:
-                return image
-            problem = f'failed to pull image "{name}": not found in the table of images here'
-            never = self.spec.get("imagePullPolicy") == "Never"
-            if never:
-                self.wait_for(
-                    "ErrImageNeverPull",
-                    f'Container image "{name}" is not present with pull policy of Never',
-                )
-            else:
-                self.wait_for("ErrImagePull", problem)
-            self.site.events.tell(self.site.pod, "Failed", problem, warning=True)
-            if await self._pause(min(2.0, delay)):
-                return None
-            if not never:
-                self.wait_for("ImagePullBackOff", f'Back-off pulling image "{name}": {problem}')
-            await self._pause(delay)
-            delay = min(delay * 2, self.site.settings.backoff_cap_s)
-        return None
+        """The image, or None when it is to stop."""
+        return await pulled(
+            self.spec["image"],
+            policy=self.spec.get("imagePullPolicy") or "IfNotPresent",
+            settings=self.site.settings,
+            say=self.wait_for,
+            warn=lambda text: self.site.events.tell(self.site.pod, "Failed", text, warning=True),
+            pause=self._pause,
+        )
 
     async def _launch(self, image: Image) -> None:
         number = 0 if self.record is None else self.record.number + 1

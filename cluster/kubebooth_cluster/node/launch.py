@@ -5,6 +5,7 @@ code in a file, so that an agent started anew can take the container over.
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -79,6 +80,9 @@ def _spawn(
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         nothing = os.open(os.devnull, os.O_RDONLY)
         opened += [report, output, nothing]
+        # Moved out of the way, so that no duplicate lands on one that is still needed.
+        opened += [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _ARGS_FD + 10) for one in opened]
+        arguments, report, output, nothing = opened[4:]
         return os.posix_spawn(
             program,
             [name, "--args", str(_ARGS_FD), "--json-status-fd", str(_STATUS_FD), "--", *command],

@@ -14,13 +14,14 @@ from kubebooth_cluster.files import read_json, write_json
 from kubebooth_cluster.node import launch
 from kubebooth_cluster.node.container import Container
 from kubebooth_cluster.node.environment import ConfigError
-from kubebooth_cluster.node.kube import Unreachable, until_answered
+from kubebooth_cluster.node.kube import Unreachable
 from kubebooth_cluster.node.quantities import parse_quantity
 from kubebooth_cluster.node.records import Exit
+from kubebooth_cluster.node.report import StatusWriter, forget_pod
 from kubebooth_cluster.node.settings import Object, age_s, now
 from kubebooth_cluster.node.site import Site
-from kubebooth_cluster.node.status import PodView, phase, pod_status
-from kubebooth_cluster.node.volumes import MountError, prepare_volumes, remove_tree, used_bytes
+from kubebooth_cluster.node.status import PodView, phase
+from kubebooth_cluster.node.volumes import MountError, prepare_volumes, used_bytes
 
 log = logging.getLogger("kubebooth.node")
 
@@ -41,7 +42,6 @@ class PodWorker:
         self._gone = False
         self._failure: tuple[str, str] | None = None
         self._deadline = 0.0
-        self._written: Object | None = None
         self._stopper: asyncio.Task[None] | None = None
         site.changed = self._changed.set
         spec = site.pod["spec"]
@@ -50,8 +50,7 @@ class PodWorker:
             for one in spec.get("initContainers") or ()
         ]
         self.containers = inits + [Container(site, one, "main") for one in spec["containers"]]
-        known = (site.pod.get("status") or {}).get("conditions") or ()
-        self._conditions: dict[str, Object] = {one["type"]: one for one in known}
+        self._writer = StatusWriter(site)
         notes = read_json(site.folder / "pod.json")
         self._adopted = notes is not None
         self._started_at: str = notes["startedAt"] if notes else now()
@@ -292,45 +291,10 @@ class PodWorker:
             await asyncio.sleep(0.02)
 
     async def _report(self) -> None:
-        """Write the status if it differs from the one written last."""
-        status = pod_status(self._view(), self._conditions)
-        if status == self._written or self._gone:
-            return
-        metadata = self.site.pod["metadata"]
-        body = {"metadata": {"uid": metadata["uid"]}, "status": status}
-        path = f"{self._path}/status"
-        try:
-            await until_answered(lambda: self.site.kube.patch(path, body), what="pod status")
-        except ApiError as error:
-            if error.code not in (404, 409):
-                log.error("pod=%s status refused: %s", self.site.full_name, error)
-            return
-        self._written = status
-        self._conditions |= {one["type"]: one for one in status["conditions"]}
-
-    @property
-    def _path(self) -> str:
-        metadata = self.site.pod["metadata"]
-        return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+        if not self._gone:
+            await self._writer.write(self._view())
 
     async def finish_deletion(self) -> None:
         """Let the API server forget a pod that was deleted and has ended."""
         if "deletionTimestamp" in self.site.pod["metadata"]:
             await forget_pod(self.site)
-
-    def remove(self) -> None:
-        """Remove everything of the pod from the disk."""
-        launch.kill_leftovers(self.site.folder)
-        remove_tree(self.site.folder)
-
-
-async def forget_pod(site: Site) -> None:
-    """Delete the object of an ended pod, unless another has its name by now."""
-    metadata = site.pod["metadata"]
-    path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
-    options = {"gracePeriodSeconds": 0, "preconditions": {"uid": metadata["uid"]}}
-    try:
-        await until_answered(lambda: site.kube.delete(path, options), what="pod deletion")
-    except ApiError as error:
-        if error.code not in (404, 409):
-            log.error("pod=%s not deleted: %s", site.full_name, error)

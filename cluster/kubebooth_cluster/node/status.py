@@ -88,7 +88,15 @@ def _init_done(view: ContainerView) -> bool:
 
 
 def phase(view: PodView) -> str:
-    """Pending, Running, Succeeded or Failed."""
+    """Pending, Running, Succeeded or Failed; the last two only when nothing of it runs."""
+    outcome = _outcome(view)
+    ended = outcome in ("Succeeded", "Failed")
+    if ended and any(one.running_since is not None for one in view.containers):
+        return "Running" if initialized(view) else "Pending"
+    return outcome
+
+
+def _outcome(view: PodView) -> str:
     if view.failure is not None and view.over:
         return "Failed"
     inits = [one for one in view.containers if one.kind == "init"]
