@@ -17,6 +17,7 @@ _VERBS = {
     "down": "stop all of it; what it stored stays",
     "clean": "stop it and remove what it stored",
     "status": "tell what runs; exit code 1 unless everything does",
+    "binaries": "find, fetch or build the programs that it runs, and print where they are",
     "env": "print shell lines with KUBECONFIG and the paths of kubectl and helm",
 }
 
@@ -30,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, text in _VERBS.items():
         command = verbs.add_parser(verb, help=text, description=text)
-        command.add_argument("--name", default="demo", help="which cluster (default: demo)")
+        if verb != "binaries":
+            command.add_argument("--name", default="demo", help="which cluster (default: demo)")
         if verb == "up":
             command.add_argument("--gpus", type=int, default=1, help="nvidia.com/gpu a node offers")
             command.add_argument("--nodes", type=int, default=1, help="how many nodes (default: 1)")
@@ -40,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.verb == "binaries":
+        commands.obtain()
+        return 0
     name: str = arguments.name
     if arguments.verb == "up":
         commands.up(

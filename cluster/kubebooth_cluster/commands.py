@@ -53,6 +53,15 @@ def _timed(what: str, act: Callable[[], object]) -> None:
     say(f"{what} ({time.monotonic() - began:.1f} s)")
 
 
+def obtain() -> None:
+    """Find, fetch or build every program that a cluster needs, and print where each is."""
+    print(f"control plane  {binaries.controlplane_assets(tell=say)}")
+    print(f"bwrap          {binaries.bwrap(tell=say)}")
+    print(f"helm           {binaries.helm(tell=say)}")
+    print(f"kubectl        {binaries.kubectl()}")
+    print(f"weed           {binaries.weed()}")
+
+
 def up(name: str, offer: Offer) -> None:
     """Start what does not run of the cluster `name` and wait until its nodes are ready."""
     plane, memory_bytes = ControlPlane(cluster_folder(name)), offer.memory_bytes
