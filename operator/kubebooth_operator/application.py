@@ -132,7 +132,9 @@ class Application:
             asyncio.create_task(self._stopping.wait(), name="signals"),
         ]
         parts.append(asyncio.create_task(self._stream(started), name="streams"))
-        await started.wait()
+        begun = asyncio.create_task(started.wait())
+        await asyncio.wait((begun, parts[-1]), return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
         # kopf has put its own in their place.
         self._stop_on_signals()
         ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -154,8 +156,9 @@ class Application:
 
     async def _lead(self) -> None:
         """Wait until the cache is complete and the Lease is ours, then work."""
-        await self.lister.synced.wait()
-        await self.elector.acquire()
+        await self._until_stopped(self._elected())
+        if self._stopping.is_set():
+            return
         self.metrics.leader.set(1)
         keeping = asyncio.create_task(self.elector.keep())
         crew = asyncio.create_task(self._crew())
@@ -170,6 +173,10 @@ class Application:
             for task in both:
                 task.cancel()
             await asyncio.wait(both)
+
+    async def _elected(self) -> None:
+        await self.lister.synced.wait()
+        await self.elector.acquire()
 
     async def _crew(self) -> None:
         """All workers, until they are told to stop."""

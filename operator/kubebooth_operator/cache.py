@@ -17,6 +17,7 @@ from kubebooth_operator.client import Json, Name
 from kubebooth_operator.doors import Key
 from kubebooth_operator.resources import (
     API_VERSION,
+    CONFIG_MAPS,
     JOBS,
     PODS,
     SESSION_LABEL,
@@ -253,6 +254,10 @@ def _trimmed(resource: Resource, body: Mapping[str, Any]) -> Json:
         metadata["annotations"] = {k: v for k, v in annotations.items() if k != _LAST_APPLIED}
     trimmed = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
     trimmed["metadata"] = metadata
+    if resource == CONFIG_MAPS and controller(metadata.get("ownerReferences")) is None:
+        # Anyone may label a ConfigMap: a megabyte that is nobody's child is not kept.
+        trimmed.pop("data", None)
+        trimmed.pop("binaryData", None)
     if resource == PODS:
         spec = body.get("spec") or {}
         trimmed["spec"] = {key: spec[key] for key in ("nodeName",) if key in spec}

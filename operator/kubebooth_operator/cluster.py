@@ -15,7 +15,7 @@ from kubebooth_operator.cache import Cache
 from kubebooth_operator.client import Client, Json, Name
 from kubebooth_operator.differences import lacks, merge_patch, without_nulls
 from kubebooth_operator.doors import ChildRef, Key, Manifest, Observed, Stalled
-from kubebooth_operator.errors import Conflict, Invalid, NotFound
+from kubebooth_operator.errors import Conflict, Forbidden, Invalid, NotFound
 from kubebooth_operator.reading import report_of
 from kubebooth_operator.resources import (
     FINALIZER,
@@ -75,7 +75,8 @@ class Cluster:
 
         `kept` is a child whose difference the server does not allow to be applied, such as the
         pod template of a Job. Raises `Stalled("NameConflict")` when an object of that name is
-        not the parent's: it is never adopted. Raises `ApiError`.
+        not the parent's: it is never adopted; `ChildInvalid` or `ChildForbidden` when the server
+        refuses to make it. Raises `ApiError`.
         """
         resource = self._resources.of_kind(manifest["apiVersion"], manifest["kind"])
         if resource is None:
@@ -186,7 +187,10 @@ class Cluster:
         try:
             there = await self._client.get(resource, *name)
         except NotFound:
-            answer = await self._client.apply(resource, *name, wanted, force=False)
+            try:
+                answer = await self._client.apply(resource, *name, wanted, force=False)
+            except (Invalid, Forbidden) as error:
+                raise _refused(resource, name, error) from error
             _refuse_foreign(parent, resource, answer)
             self._remember(resource, answer)
             self._settle(resource, name, wanted)
@@ -242,6 +246,12 @@ def _owned(parent: Manifest, manifest: Manifest) -> Json:
         }
     ]
     return {**manifest, "metadata": metadata}
+
+
+def _refused(resource: Resource, name: Name, error: Invalid | Forbidden) -> Stalled:
+    """What only somebody else can cure: a wrong field, a quota, a policy, a right."""
+    reason = "ChildInvalid" if isinstance(error, Invalid) else "ChildForbidden"
+    return Stalled(reason, f"{resource.kind} {name[1]!r} is refused by the API server: {error}")
 
 
 def _refuse_foreign(parent: Manifest, resource: Resource, there: Manifest) -> None:

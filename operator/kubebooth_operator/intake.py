@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -32,11 +31,9 @@ class Intake:
         self._queues = queues
         self._metrics = metrics
         self._relisted = relisted
-        self.last_event_s = time.monotonic()
 
     def event(self, resource: Resource, type_: str | None, body: Mapping[str, Any]) -> None:
         """One event of a stream; `type_` is None while the stream lists what is there."""
-        self.last_event_s = time.monotonic()
         self._metrics.watch_events.labels(resource.plural).inc()
         metadata = body["metadata"]
         # Asked before a drop: the way from a pod to its parent leads through its Job.

@@ -106,7 +106,10 @@ class Reconciler:
             return Plan(decision=stalled.reason), stalled
         except (*_FAULTS, ValueError) as error:
             # One object that no plan was made for must not take the others down with it.
-            raise PlanFault(f"{type(error).__name__}: {error}") from error
+            told = f"{type(error).__name__}: {error}"
+            message = f"a fault of the operator, please report it: {told}; it is tried again"
+            self._witness.event(observed.parent, Event("Warning", "InternalError", message))
+            raise PlanFault(told) from error
 
     async def _children(self, observed: Observed, plan: Plan, writes: list[str]) -> Stalled | None:
         for reference in plan.delete:

@@ -179,6 +179,14 @@ def test_what_is_never_read_takes_no_memory_and_copies_cannot_change_the_cache()
     assert cache.get(SESSIONS, ONE) != copy
 
 
+def test_a_labelled_config_map_of_nobody_is_known_but_not_kept() -> None:
+    cache = Cache(RESOURCES)
+    cache.put(CONFIG_MAPS, thing("big", uid="b", data={"a": "b" * 100_000}))
+    entry = cache.entry(CONFIG_MAPS, ("default", "big"))
+    assert entry is not None
+    assert len(entry.text) < 300
+
+
 def test_phases_are_counted_as_objects_come_change_and_go() -> None:
     cache = Cache(RESOURCES)
     cache.put(SESSIONS, thing(version=1))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kubebooth_operator.conditions import stalled_status
 from kubebooth_operator.doors import Event, Key, Observed, Plan, Stalled, Waiting
-from kubebooth_operator.errors import Unavailable
+from kubebooth_operator.errors import ApiError, Forbidden, Invalid, Unavailable
 from kubebooth_operator.kinds import Kind
 from kubebooth_operator.metrics import Metrics
 from kubebooth_operator.queue import WorkQueue
@@ -20,7 +20,7 @@ from kubebooth_operator.resources import EVENTS, Resources
 from kubebooth_operator.workers import work
 
 from tests.unit.operator_core.simulator import START, MemoryServer, Simulator, run
-from tests.unit.operator_core.tiny import KIND, PLURAL, tiny
+from tests.unit.operator_core.tiny import KIND, KINDS, PLURAL, tiny
 
 KEY = Key(PLURAL, "default", "one")
 
@@ -63,8 +63,35 @@ def test_a_plan_with_a_fault_of_ours_is_named_as_one() -> None:
     def plan(observed: Observed, now: datetime) -> Plan:
         raise KeyError("spec")
 
+    sim = simulated(plan)
     with pytest.raises(PlanFault, match="KeyError"):
-        run(simulated(plan).reconciler.reconcile(KEY))
+        run(sim.reconciler.reconcile(KEY))
+    assert [event.reason for event in sim.told.events] == ["InternalError"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(Invalid, "ChildInvalid"), (Forbidden, "ChildForbidden")]
+)
+def test_a_child_that_the_server_refuses_is_told_with_its_words(
+    error: type[ApiError], reason: str
+) -> None:
+    sim = Simulator(KINDS)
+    sim.create(tiny(value=1))
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise error("exceeded quota: gpus")
+
+    sim.server.apply = refuse  # type: ignore[method-assign]
+    sim.deliver()
+    sim.work()
+    parent = sim.parent(KEY)
+    assert parent is not None
+    conditions = {c["type"]: c for c in parent["status"]["conditions"]}
+    assert conditions["Stalled"]["reason"] == reason
+    assert "exceeded quota: gpus" in conditions["Stalled"]["message"]
+    del sim.server.apply
+    sim.settle()
+    assert sim.server.find("ConfigMap", "default", "one") is not None
 
 
 def test_transition_times_stay_while_a_condition_stays() -> None:
