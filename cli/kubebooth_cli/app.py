@@ -236,13 +236,17 @@ def show_logs(
         int | None, typer.Option("--tail", metavar="LINES", min=0, help="Only the last lines.")
     ] = None,
 ) -> None:
-    """Print the log of the session's newest worker."""
+    """Print the log of the session's newest worker.
+
+    On a terminal its JSON lines are made readable; in a pipe they stay as they are.
+    """
     cluster = connect(where)
     cluster.session(name)
     pod = logs.newest_pod(cluster, name)
     err.print(f"pod {pod}", style="dim", markup=False)
     for line in logs.lines(cluster, pod, follow=follow_on, tail=tail):
-        sys.stdout.write(plain(line) + "\n")
+        shown = logs.friendly(line) if out.is_terminal else line
+        sys.stdout.write(plain(shown) + "\n")
         sys.stdout.flush()
 
 

@@ -1,7 +1,8 @@
-"""Finds the newest worker pod of a session and reads its log; it must not know what it says."""
+"""Finds the newest worker pod of a session, reads its log and makes its lines readable."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,6 +40,25 @@ def lines(cluster: Cluster, pod: str, *, follow: bool, tail: int | None) -> Iter
     if tail is not None:
         query["tailLines"] = str(tail)
     yield from cluster.lines(f"{cluster.path('pods', pod)}/log", **query)
+
+
+def friendly(line: str) -> str:
+    """A line of JSON as `21:38:30 info progress stage=Denoiser step=1`; others as they are."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(fields, dict) or "msg" not in fields:
+        return line
+    at = str(fields.pop("ts", ""))[11:19]
+    level, message = fields.pop("level", ""), fields.pop("msg")
+    fields.pop("logger", None)
+    more = " ".join(f"{key}={_short(value)}" for key, value in fields.items())
+    return f"{at} {level:<7} {message}  {more}".strip()
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _belongs(pod: Mapping[str, Any], session: str) -> bool:

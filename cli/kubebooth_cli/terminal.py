@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,7 +17,13 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-out = Console(highlight=False)
+
+def _width() -> int | None:
+    """The terminal's own width; in pipes wide enough for a table."""
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+
+
+out = Console(highlight=False, width=_width())
 err = Console(stderr=True, highlight=False)
 
 

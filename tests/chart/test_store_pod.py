@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from kubebooth_cluster import binaries, processes
 from kubebooth_cluster.ports import free_ports
 from kubebooth_cluster.processes import ProcessId
 from kubebooth_cluster.testing import eventually, short_folder
+from kubebooth_store import Store, open_store
 from minio import Minio
 from minio.error import S3Error
 
@@ -70,6 +70,15 @@ class StorePod:
         except (urllib3.exceptions.HTTPError, S3Error):
             return False
 
+    def store(self) -> Store:
+        """The store as workers open it: what fails for a moment is tried again."""
+        return open_store(
+            "s3://kubebooth",
+            endpoint=f"http://{self.address}:{self.ports['s3']}",
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+        )
+
     def client(self, access_key: str = "", secret_key: str = "") -> Minio:
         return Minio(
             f"{self.address}:{self.ports['s3']}",
@@ -99,16 +108,13 @@ def test_the_store_keeps_its_data_when_killed_and_started_at_another_address(
     pod: StorePod,
 ) -> None:
     pod.start("127.31.0.1")
-    pod.client().put_object("kubebooth", "a/b", io.BytesIO(b"kept"), 4)
+    pod.store().write("a/b", b"kept")
 
     pod.kill()
     time.sleep(0.2)
     pod.start("127.31.0.2")
 
-    answer = pod.client().get_object("kubebooth", "a/b")
-    assert answer.read() == b"kept"
-    answer.close()
-    answer.release_conn()
+    assert pod.store().read("a/b", max_bytes=10) == b"kept"
 
 
 def test_the_key_of_the_sessions_opens_the_one_bucket_only(pod: StorePod) -> None:

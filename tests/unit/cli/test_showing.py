@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kubebooth_cli.board import Board
+from kubebooth_cli.logs import friendly
 from kubebooth_cli.session import read
 from kubebooth_cli.showing import detail, failure_lines, reading, table
 from kubebooth_cli.text import duration, one_line, plain, size, words
@@ -161,6 +163,23 @@ def test_phases_are_words() -> None:
     assert words("TrainingTextEncoder") == "Training text encoder"
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (
+            '{"ts": "2026-01-01T21:38:30.120+00:00", "level": "info", "logger": "a.b",'
+            ' "msg": "progress", "stage": "Denoiser", "loss": 0.169225}',
+            "21:38:30 info    progress  stage=Denoiser loss=0.1692",
+        ),
+        ("Traceback (most recent call last):", "Traceback (most recent call last):"),
+        ("[1, 2]", "[1, 2]"),
+        ('{"a": 1}', '{"a": 1}'),
+    ],
+)
+def test_log_lines_are_readable(line: str, shown: str) -> None:
+    assert friendly(line) == shown
+
+
 def test_an_unknown_loss_is_not_shown() -> None:
     progress = read(
         _object({"progress": {"stage": "Prepare", "step": 1, "totalSteps": 6}})
@@ -170,8 +189,6 @@ def test_an_unknown_loss_is_not_shown() -> None:
 
 
 def test_the_live_picture_fits_a_narrow_terminal() -> None:
-    from kubebooth_cli.board import Board
-
     session = read(_object(FULL))
     shown = Console(width=60, color_system=None)
     with shown.capture() as captured:
