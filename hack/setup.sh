@@ -41,7 +41,7 @@ fi
 say "installing Python packages into .venv (about 6 GB with the default torch; 1 to 5 minutes the first time)"
 [ -x .venv/bin/python ] || "$uv" venv --quiet --python "$PYTHON" .venv
 "$uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt \
-  "${torch_options[@]}" --editable '.[dev]' ||
+  "${torch_options[@]}" --compile-bytecode --editable '.[dev]' ||
   fail "the packages could not be installed: see the message above; TORCH=cpu needs the internet, TORCH=default only the package registry"
 printf '%s' "$wanted" >"$STAMP"
 

@@ -190,6 +190,11 @@ def _container(work: Work, runtime: Runtime, place: Place, settings: Settings) -
             },
             {"name": "HOME", "value": SCRATCH_FOLDER},
             {"name": "KUBEBOOTH_WORKDIR", "value": SCRATCH_FOLDER},
+            # Without it torch starts a thread for each core of the node, whatever the limit is.
+            {
+                "name": "OMP_NUM_THREADS",
+                "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}},
+            },
         ],
         # Generous: a false alarm costs a training try, a hung worker only time.
         "livenessProbe": {
