@@ -65,7 +65,7 @@ def tiny_pipeline(*, v_prediction: bool = False, seed: int = 0) -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
     scheduler = (
-        DDIMScheduler(**SCHEDULE, clip_sample=False, prediction_type="v_prediction")
+        DDIMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1, prediction_type="v_prediction")
         if v_prediction
         else PNDMScheduler(**SCHEDULE, steps_offset=1, skip_prk_steps=True)
     )

@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,8 @@ from kubebooth_api.exitcodes import ExitCode
 from kubebooth_api.runs import TrainRun
 from kubebooth_store import read_pointer
 
-from tests.tiny.folder_session import ROOT, SESSION, FolderSession
+from tests.tiny.folder_session import SESSION, FolderSession
+from tests.tiny.trainer import start
 
 TRAINING = {
     "textEncoder": {"steps": 12, "learningRate": 1e-3, "warmupSteps": 2},
@@ -35,24 +34,19 @@ def run_of(session: FolderSession) -> TrainRun:
 
 
 def attempt(session: FolderSession, run: TrainRun, *, until: Callable[[str], int | None]) -> int:
-    """One process; `until` may answer a line with a signal to send."""
-    path = session.root.parent / "run.json"
-    path.write_text(run.model_dump_json(by_alias=True))
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.tiny.trainer", str(session.root), str(path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            wanted = until(line.strip())
+    """One process; `until` may answer a line with a signal to send. Its exit code."""
+    process, lines = start(session.root, run)
+    with lines:
+        while True:
+            try:
+                line = lines.recv()
+            except EOFError:
+                break
+            wanted = until(line)
             if wanted is not None:
-                process.send_signal(wanted)
-                if wanted == signal.SIGKILL:
-                    break
-    return process.returncode
+                os.kill(process.pid or 0, wanted)
+    process.join()
+    return process.exitcode or 0
 
 
 def result(session: FolderSession, run: TrainRun) -> tuple[str, dict[str, bytes]]:

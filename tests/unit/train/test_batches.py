@@ -102,3 +102,22 @@ def test_offset_noise_shifts_whole_channels():
     )[0]
     assert difference.std(dim=(1, 2)).max() < 1e-6
     assert difference.mean(dim=(1, 2)).abs().min() > 0
+
+
+def test_shuffled_captions_keep_their_parts_and_the_leading_ones_in_place():
+    source = feed(captionShuffle=True, captionKeepTokens=1)
+    caption = "sks dog, snow, night, red collar"
+    source._instances = [Example(example("x").latent, caption, "x")]
+    seen = {source.batch("Denoiser", step, part=0).prompts[0] for step in range(40)}
+    assert len(seen) == 6
+    for prompt in seen:
+        assert prompt.startswith("sks dog, ")
+        assert sorted(prompt.split(", ")) == sorted(caption.split(", "))
+
+
+def test_logit_normal_timesteps_gather_in_the_middle():
+    source = feed(timestepSampling="LogitNormal", batchSize=100)
+    times = torch.cat([source.batch("Denoiser", step, part=0).timesteps for step in range(5)])
+    middle = ((times > 250) & (times < 750)).float().mean().item()
+    assert 0.65 < middle < 0.8
+    assert 0 <= times.min() <= times.max() <= 999

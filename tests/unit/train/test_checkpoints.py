@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from kubebooth_api import layout
 from kubebooth_api.artifacts import Checkpoint
+from kubebooth_api.v1alpha1.training import Checkpoints as Asked
 from kubebooth_api.v1alpha1.training import Training
 from kubebooth_store import open_store, read_manifest
 from kubebooth_trainer.train.checkpoints import TENSORS, Checkpoints, State
@@ -23,18 +25,18 @@ class Place:
         (root / "store").mkdir(parents=True)
         self.store = open_store(f"file://{root}/store")
 
-    def open(self, *, keep_last: int = 5, digest: str = "sha256:1") -> Checkpoints:
+    def open(self, *, digest: str = "sha256:1", **asked: Any) -> Checkpoints:
         return Checkpoints(
             self.store,
             run_prefix=RUN,
             run_digest=digest,
             folder=self.root / "scratch",
-            keep_last=keep_last,
+            asked=Asked.parse({"keepLast": 5, **asked}),
             on_saved=self.told.append,
         )
 
-    def save(self, *positions: Position, keep_last: int = 5, digest: str = "sha256:1") -> None:
-        with self.open(keep_last=keep_last, digest=digest) as checkpoints:
+    def save(self, *positions: Position, digest: str = "sha256:1", **asked: Any) -> None:
+        with self.open(digest=digest, **asked) as checkpoints:
             checkpoints.resume(STAGES)
             for position in positions:
                 checkpoints.save(state(position))
@@ -116,11 +118,18 @@ def test_the_farthest_state_is_continued_also_across_stages(place: Place):
 
 
 def test_old_checkpoints_go_after_newer_ones_are_durable(place: Place):
-    place.save(Position("TextEncoder", 3, 0), denoiser(2), denoiser(4), keep_last=2)
+    place.save(Position("TextEncoder", 3, 0), denoiser(2), denoiser(4), keepLast=2)
     assert place.names() == ["Denoiser-00000002", "Denoiser-00000004"]
-    place.save(denoiser(6), keep_last=2)
+    place.save(denoiser(6), keepLast=2)
     assert place.names() == ["Denoiser-00000004", "Denoiser-00000006"]
     assert [told.step for told in place.told] == [3, 2, 4, 4, 6]
+
+
+def test_chosen_steps_stay_for_good_and_do_not_count_among_the_last(place: Place):
+    positions = [denoiser(step) for step in range(1, 9)]
+    place.save(*positions, keepLast=2, keepEverySteps=4, atSteps=[3])
+    kept = [name[-1] for name in place.names()]
+    assert kept == ["3", "4", "6", "7", "8"]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "manifest"])

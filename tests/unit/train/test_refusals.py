@@ -4,7 +4,7 @@ import pytest
 from kubebooth_api.artifacts import Artifact
 from kubebooth_api.runs import SessionIdentity, StoreLocation, TrainRun
 from kubebooth_api.v1alpha1.session import Output
-from kubebooth_api.v1alpha1.training import Training
+from kubebooth_api.v1alpha1.training import Checkpoints, Training
 from kubebooth_trainer.errors import ConfigurationError
 from kubebooth_trainer.train.device import place
 from kubebooth_trainer.train.refusals import family_of, refuse_unsupported
@@ -34,6 +34,17 @@ def run_of(training: dict[str, Any], **more: Any) -> TrainRun:
         ({"optimizer": "AdamW8bit"}, r"training\.optimizer AdamW8bit .* use AdamW"),
         ({"optimizer": "Adafactor"}, r"training\.optimizer Adafactor"),
         ({"optimizer": "Prodigy"}, r"training\.optimizer Prodigy"),
+        ({"conceptStage": {"sources": [{"store": {"key": "x"}}]}}, r"training\.conceptStage"),
+        ({"validation": {}}, r"training\.validation"),
+        ({"compile": True}, r"training\.compile"),
+        ({"guidance": 3.5}, r"training\.guidance"),
+        ({"timestepSampling": "FluxShift"}, r"training\.timestepSampling FluxShift"),
+        ({"textEncoder": {"resolution": 128}}, r"training\.textEncoder\.resolution"),
+        ({"memory": {"quantizedBase": "Int8"}}, r"training\.memory\.quantizedBase"),
+        (
+            {"priorPreservation": {"classPrompt": "x", "sources": [{"store": {"key": "x"}}]}},
+            r"training\.priorPreservation\.sources",
+        ),
         ({"ema": {}, "denoiser": {"steps": 0}}, r"training\.ema"),
         (
             {"textEncoder": {"mode": "Joint"}, "denoiser": {"steps": 0}},
@@ -63,6 +74,11 @@ def test_more_artifacts_than_a_report_holds_are_refused():
     outputs = tuple(Output(name=f"out-{number}") for number in range(5))
     with pytest.raises(ConfigurationError, match="outputs asks for 5"):
         refuse_unsupported(run_of({}, outputs=outputs))
+
+
+def test_checkpoints_by_validation_loss_are_refused():
+    with pytest.raises(ConfigurationError, match=r"checkpoints\.keepBest"):
+        refuse_unsupported(run_of({}, checkpoints=Checkpoints(keep_best=1)))
 
 
 def test_fp16_on_a_cpu_is_refused_with_a_cure(monkeypatch: pytest.MonkeyPatch):

@@ -60,7 +60,7 @@ class Feed:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Every prompt that a batch may ask for."""
+        """Every prompt that a batch may ask for; with shuffled captions there are more."""
         empty = ("",) if self._training.caption_dropout > 0 else ()
         asked = [example.prompt for example in (*self._instances, *self._classes)]
         return tuple(dict.fromkeys((*asked, *empty)))
@@ -102,10 +102,27 @@ class Feed:
         return _Sample(
             latents=self._model.latents(example.latent, normal("latent")),
             noise=noise,
-            timestep=draws.integer(self._model.timesteps, seed, f"{kind} timestep", stage, number),
-            prompt="" if dropped else example.prompt,
+            timestep=self._timestep(kind, stage, number),
+            prompt="" if dropped else self._prompt(example, kind, stage, number),
             name=example.name,
         )
+
+    def _timestep(self, kind: str, stage: str, number: int) -> int:
+        seed, count, purpose = self._training.seed, self._model.timesteps, f"{kind} timestep"
+        if self._training.timestep_sampling != "LogitNormal":
+            return draws.integer(count, seed, purpose, stage, number)
+        share = draws.normal((1,), seed, purpose, stage, number).sigmoid().item()
+        return min(int(share * count), count - 1)
+
+    def _prompt(self, example: Example, kind: str, stage: str, number: int) -> str:
+        if kind != "instance" or not self._training.caption_shuffle:
+            return example.prompt
+        parts = [part.strip() for part in example.prompt.split(",")]
+        kept = self._training.caption_keep_tokens
+        places = draws.order(
+            len(parts[kept:]), self._training.seed, "caption shuffle", stage, number
+        )
+        return ", ".join([*parts[:kept], *(parts[kept:][place] for place in places)])
 
     def _pick(self, kind: str, stage: str, number: int) -> Example:
         pool = self._instances if kind == "instance" else self._classes

@@ -20,6 +20,7 @@ import torch
 from kubebooth_api import layout
 from kubebooth_api.artifacts import Checkpoint, Manifest
 from kubebooth_api.digests import canonical_json
+from kubebooth_api.v1alpha1.training import Checkpoints as Asked
 from kubebooth_store import (
     Conflict,
     Corrupt,
@@ -69,11 +70,11 @@ class Checkpoints:
         run_prefix: str,
         run_digest: str,
         folder: Path,
-        keep_last: int,
+        asked: Asked,
         on_saved: Callable[[Checkpoint], None],
     ) -> None:
         self._store, self._run_prefix, self._run_digest = store, run_prefix, run_digest
-        self._folder, self._keep_last, self._on_saved = folder, keep_last, on_saved
+        self._folder, self._asked, self._on_saved = folder, asked, on_saved
         self._uploader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._running: Future[Checkpoint] | None = None
         self._held: dict[str, Tensor] = {}
@@ -175,8 +176,17 @@ class Checkpoints:
     def _retire(self, newest: str) -> None:
         """Delete the oldest, now that a newer one is durable."""
         self._kept = [*(prefix for prefix in self._kept if prefix != newest), newest]
-        while len(self._kept) > self._keep_last:
-            self._store.delete_prefix(self._kept.pop(0))
+        passing = [prefix for prefix in self._kept if not self._stays(prefix)]
+        for prefix in passing[: -self._asked.keep_last]:
+            self._store.delete_prefix(prefix)
+            self._kept.remove(prefix)
+
+    def _stays(self, prefix: str) -> bool:
+        """Whether a checkpoint is kept for good."""
+        stage, step = prefix.rsplit("/", 1)[1].rsplit("-", 1)
+        every = self._asked.keep_every_steps
+        at = stage == "Denoiser" and int(step) in self._asked.at_steps
+        return at or (every is not None and int(step) % every == 0)
 
     def _tell(self, checkpoint: Checkpoint) -> None:
         self.newest = checkpoint

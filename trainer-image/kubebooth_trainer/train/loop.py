@@ -27,22 +27,33 @@ class Reading:
     learning_rate: float
 
 
+MOST_WORDS = 4096
+"""Embeddings kept while the text encoder is frozen; about 1 GB for Stable Diffusion 1.5."""
+
+
 class Words:
     """Text conditioning of batches: computed once per prompt while the text encoder is frozen,
     and once per distinct prompt of a batch while it learns."""
 
     def __init__(self, model: Model, prompts: Sequence[str], *, frozen: bool) -> None:
-        self._model = model
+        self._model, self._frozen = model, frozen
         self._known: dict[str, Tensor] = {}
-        if frozen:
+        for prompt in prompts if frozen else ():
+            self._one(prompt)
+
+    def _one(self, prompt: str) -> Tensor:
+        if prompt not in self._known:
+            if len(self._known) >= MOST_WORDS:
+                self._known.pop(next(iter(self._known)))
             with torch.no_grad():
-                # One by one: a prompt's embedding must not depend on its neighbours.
-                self._known = {prompt: model.embed([prompt])[0] for prompt in prompts}
+                # By itself: a prompt's embedding must not depend on its neighbours.
+                self._known[prompt] = self._model.embed([prompt])[0]
+        return self._known[prompt]
 
     def of(self, prompts: Sequence[str]) -> Tensor:
         """Conditioning [n, tokens, width]."""
-        if self._known:
-            return torch.stack([self._known[prompt] for prompt in prompts])
+        if self._frozen:
+            return torch.stack([self._one(prompt) for prompt in prompts])
         distinct = list(dict.fromkeys(prompts))
         places = [distinct.index(prompt) for prompt in prompts]
         return self._model.embed(distinct)[places]

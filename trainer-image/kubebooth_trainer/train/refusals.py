@@ -31,10 +31,39 @@ def refuse_unsupported(run: TrainRun) -> None:
     training = run.training
     if training.method != "Full":
         raise _no("method", training.method, "it trains all weights: set training.method: Full")
-    if training.lora is not None:
-        raise _no("lora", "set", "remove it")
     if training.optimizer != "AdamW":
         raise _no("optimizer", training.optimizer, "use AdamW")
+    for field, present in _absent(run).items():
+        if present:
+            raise ConfigurationError(f"{field} is not in this version; remove it")
+    if training.timestep_sampling == "FluxShift":
+        raise _no("timestepSampling", "FluxShift", f"{run.variant} takes Uniform or LogitNormal")
+    if training.guidance != 1.0:
+        raise _no("guidance", str(training.guidance), "only Flux reads it: remove it")
+    _refuse_contradictions(run)
+
+
+def _absent(run: TrainRun) -> dict[str, bool]:
+    """Fields that nothing in this version reads → whether they are set."""
+    training, stage = run.training, run.training.text_encoder
+    prior = training.prior_preservation
+    return {
+        "training.lora": training.lora is not None,
+        "training.textEncoder.resolution": stage.resolution not in (None, run.resolution),
+        "training.priorPreservation.sources": bool(prior and prior.sources)
+        or run.class_images is not None,
+        "training.conceptStage": training.concept_stage is not None,
+        "training.validation": training.validation is not None,
+        "training.memory.quantizedBase": training.memory.quantized_base != "None",
+        "training.compile": training.compile,
+        "checkpoints.keepBest": run.checkpoints.keep_best > 0,
+        "trackers.mlflow": run.trackers.mlflow is not None,
+        "trackers.wandb": run.trackers.wandb is not None,
+    }
+
+
+def _refuse_contradictions(run: TrainRun) -> None:
+    training = run.training
     if training.ema is not None and training.denoiser.steps == 0:
         raise ConfigurationError(
             "training.ema averages the denoiser, which is not trained with"

@@ -105,7 +105,7 @@ def _train(
         run_prefix=_run_prefix(run),
         run_digest=run.digest,
         folder=workdir / "checkpoints",
-        keep_last=run.checkpoints.keep_last,
+        asked=run.checkpoints,
         on_saved=reporter.saved,
     ) as checkpoints:
         state = checkpoints.resume(stages)

@@ -134,7 +134,10 @@ def _tell(bench: Bench, stage: Stage, reading: Reading, speed: Speed) -> None:
 
 
 def _save_is_due(bench: Bench, stage: Stage, step: int) -> bool:
-    return step % bench.run.checkpoints.every_steps == 0 or step == stage.steps
+    asked = bench.run.checkpoints
+    if step == stage.steps or (stage.name == "Denoiser" and step in asked.at_steps):
+        return True
+    return step >= asked.from_step and step % asked.every_steps == 0
 
 
 def _sheet_is_due(bench: Bench, stage: Stage, step: int) -> bool:
