@@ -66,7 +66,7 @@ class StorePod:
 
     def _answers(self) -> bool:
         try:
-            return self.client().bucket_exists("kubebooth")
+            return bool(self.client().bucket_exists("kubebooth"))
         except (urllib3.exceptions.HTTPError, S3Error):
             return False
 

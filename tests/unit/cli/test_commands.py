@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from kubebooth_cli.__main__ import run
-from kubebooth_cli.errors import near
-from kubebooth_cli.uploading import CliError, model_files
+from kubebooth_cli.errors import CliError, near
+from kubebooth_cli.uploading import model_files
 
 
 @pytest.mark.parametrize(
