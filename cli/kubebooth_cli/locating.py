@@ -15,6 +15,7 @@ from kubebooth_cli.cluster import Cluster, NotFound
 from kubebooth_cli.errors import CliError
 
 CONFIG_MAP = "kubebooth-store"
+_LABELS = "app.kubernetes.io/part-of=kubebooth,app.kubernetes.io/component=store"
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,27 @@ def locate(cluster: Cluster | None, spec: Mapping[str, Any] | None, flags: Flags
 
 
 def _installation(cluster: Cluster, *, needed: bool) -> dict[str, str]:
+    """The data of the chart's ConfigMap: the one of the usual name, else the only labelled one."""
     try:
-        found = cluster.get(cluster.path("configmaps", CONFIG_MAP))
-    except NotFound as error:
-        if not needed:
-            return {}
+        return dict(cluster.get(cluster.path("configmaps", CONFIG_MAP)).get("data") or {})
+    except NotFound:
+        found = cluster.get(cluster.path("configmaps"), labelSelector=_LABELS)["items"]
+    if len(found) == 1:
+        return dict(found[0].get("data") or {})
+    if not needed:
+        return {}
+    if found:
+        names = ", ".join(str(item["metadata"]["name"]) for item in found)
         raise CliError(
-            f"namespace {cluster.namespace} has no ConfigMap {CONFIG_MAP}, which tells where the"
-            " store is",
-            f"helm upgrade … --set 'sessionNamespaces={{{cluster.namespace}}}', or give"
-            " --store-uri and --endpoint",
-        ) from error
-    data: dict[str, str] = found.get("data") or {}
-    return data
+            f"namespace {cluster.namespace} belongs to several installations ({names})",
+            "name the store with --store-uri and --endpoint, or in the session's spec.storage",
+        )
+    raise CliError(
+        f"namespace {cluster.namespace} has no ConfigMap {CONFIG_MAP}, which tells where the"
+        " store is",
+        f"helm upgrade … --set 'sessionNamespaces={{{cluster.namespace}}}', or give"
+        " --store-uri and --endpoint",
+    )
 
 
 def _keys_of(cluster: Cluster, secret: str, flags: Flags) -> tuple[str, str]:

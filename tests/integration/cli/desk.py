@@ -46,7 +46,9 @@ class Desk:
         printed = self.capsys.readouterr()
         return Answer(code, printed.out, printed.err)
 
-    def install(self, endpoint: str | None = None, **more: str) -> None:
+    def install(
+        self, endpoint: str | None = None, *, name: str = "kubebooth-store", **more: str
+    ) -> None:
         """What the chart puts into a session namespace."""
         root = f"/api/v1/namespaces/{self.namespace}"
         data = {
@@ -54,15 +56,19 @@ class Desk:
             "bucket": "kubebooth",
             "prefix": "",
             "region": "",
-            "secret": "kubebooth-store",
+            "secret": name,
             "publicEndpoint": "",
             **more,
         }
-        name = {"metadata": {"name": "kubebooth-store"}}
-        self.plane.api.post(f"{root}/configmaps", {**name, "data": data})
+        labels = {
+            "app.kubernetes.io/part-of": "kubebooth",
+            "app.kubernetes.io/component": "store",
+        }
+        named = {"metadata": {"name": name, "labels": labels}}
+        self.plane.api.post(f"{root}/configmaps", {**named, "data": data})
         keys = {"accessKey": self.weed.access_key, "secretKey": self.weed.secret_key}
         encoded = {key: base64.b64encode(value.encode()).decode() for key, value in keys.items()}
-        self.plane.api.post(f"{root}/secrets", {**name, "data": encoded})
+        self.plane.api.post(f"{root}/secrets", {**named, "data": encoded})
 
     def store(self) -> Store:
         """The store itself."""

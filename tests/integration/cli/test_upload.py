@@ -104,6 +104,18 @@ def test_a_missing_config_map_names_the_value_of_the_chart(bare_desk: Desk, tmp_
     assert f"sessionNamespaces={{{bare_desk.namespace}}}" in refused.err
 
 
+def test_another_name_of_the_chart_is_found_unless_there_are_two(
+    bare_desk: Desk, tmp_path: Path
+) -> None:
+    words = ("upload", str(pictures(tmp_path / "dog")), "--session", "my-dog")
+    bare_desk.install(name="team-store")
+    assert bare_desk.run(*words).code == 0
+    bare_desk.install(name="other-store")
+    refused = bare_desk.run(*words)
+    assert refused.code == 1
+    assert "several installations (other-store, team-store)" in refused.err
+
+
 def test_a_missing_secret_is_named(desk: Desk, tmp_path: Path) -> None:
     path = f"/api/v1/namespaces/{desk.namespace}/secrets/kubebooth-store"
     desk.plane.api.delete(path)
