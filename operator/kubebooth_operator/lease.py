@@ -61,7 +61,9 @@ class Elector:
         while True:
             if await self._try():
                 break
-            await asyncio.sleep(self.retry_s * (0.8 + 0.4 * random.random()))
+            jittered_s = self.retry_s * (0.8 + 0.4 * random.random())
+            # Not a moment after the end of a dead leader's lease.
+            await asyncio.sleep(min(jittered_s, max(self._ends_in_s(), 0.05)))
         logger.info("this replica leads", extra=fields(identity=self.identity))
 
     async def keep(self) -> None:
@@ -130,13 +132,19 @@ class Elector:
         version = lease["metadata"]["resourceVersion"]
         if self._lease is None or self._lease["metadata"]["resourceVersion"] != version:
             self._remember(lease)
-        spec = lease.get("spec") or {}
-        holder = spec.get("holderIdentity") or ""
-        lasts_s = float(spec.get("leaseDurationSeconds") or self._duration_s)
-        if holder in ("", self.identity) or self._clock() - self._seen_at >= lasts_s:
+        holder = (lease.get("spec") or {}).get("holderIdentity") or ""
+        if holder in ("", self.identity) or self._ends_in_s() <= 0:
             return lease
         self._leading = False
         return None
+
+    def _ends_in_s(self) -> float:
+        """Seconds until the lease ends unless it is renewed, as far as this replica knows."""
+        if self._lease is None:
+            return self.retry_s
+        spec = self._lease.get("spec") or {}
+        lasts_s = float(spec.get("leaseDurationSeconds") or self._duration_s)
+        return self._seen_at + lasts_s - self._clock()
 
     def _remember(self, lease: Json) -> None:
         self._lease, self._seen_at = lease, self._clock()
