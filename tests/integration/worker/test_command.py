@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubebooth_api.runs import WorkerStatus
+from kubebooth_api.runs import RUN, WorkerStatus
 from kubebooth_store import fetch, read_manifest
 from minio import Minio
 
@@ -183,6 +183,32 @@ def test_a_purge_by_the_command_keeps_the_uploads(s3: Place) -> None:
     left = [entry.key for entry in place.store.list("sessions/default/purged")]
     assert left
     assert all(key.startswith(place.uploads) for key in left)
+
+
+def test_a_train_run_is_kept_in_the_store_beside_its_report(disk: Place) -> None:
+    digest = "sha256:" + "ab" * 32
+    artifact = {"name": "x", "uri": f"{disk.store.uri}/x", "digest": digest, "size": 1}
+    asked = disk.asked()
+    run = {
+        "kind": "Train",
+        "session": asked["session"],
+        "store": asked["store"],
+        "digest": digest,
+        "variant": "sd15",
+        "baseModel": artifact,
+        "dataset": artifact,
+        "resolution": 64,
+        "training": {"compile": True},
+    }
+    worker = disk.start(run)
+    code, said = worker.end()
+    assert code == 64, said
+    folder = "sessions/default/demo/runs/abababababab"
+    kept = disk.store.read(f"{folder}/report.json", max_bytes=4096)
+    assert kept == worker.report_file.read_bytes()
+    assert worker.report().kind == "Train"
+    again = RUN.validate_json(disk.store.read(f"{folder}/run.json", max_bytes=1 << 20))
+    assert again == RUN.validate_json(json.dumps(run))
 
 
 def test_hostile_pictures_are_prepared_in_bounded_memory(disk: Place) -> None:

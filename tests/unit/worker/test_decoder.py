@@ -161,18 +161,26 @@ def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_is_taken(
         assert isinstance(modest, Decoded)
 
 
-def test_a_decoder_that_dies_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (signal.SIGKILL, "needs more memory than this worker has; scale it down"),
+        (signal.SIGSEGV, "crashes the decoder (signal 11); export it again as JPEG or PNG"),
+        (signal.SIGXCPU, "takes more than 30 s of CPU to decode; export it again as JPEG or PNG"),
+    ],
+)
+def test_a_decoder_that_dies_is_replaced(tmp_path: Path, number: signal.Signals, says: str) -> None:
     with Decoder(scratch=tmp_path) as one:
         decode(one, encoded(picture(), "PNG"), tmp_path)
         hanging = tmp_path / "hanging"
         os.mkfifo(hanging)
         children = _children()
         assert len(children) == 1
-        killer = threading.Timer(0.3, os.kill, (children[0], signal.SIGKILL))
+        killer = threading.Timer(0.3, os.kill, (children[0], number))
         killer.start()
         dead = one.decode(hanging, tmp_path / "x.png", edge=EDGE, min_edge=1)
         killer.join()
-        assert dead == Verdict("crashes the decoder (signal 9); export it again as JPEG or PNG")
+        assert dead == Verdict(says)
         made, _ = decode(one, encoded(picture(), "PNG"), tmp_path)
         assert isinstance(made, Decoded)
     assert _children() == []

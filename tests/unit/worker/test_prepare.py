@@ -80,18 +80,12 @@ def test_every_bad_file_of_a_hostile_folder_is_named_and_the_good_ones_are_taken
         booth.upload(case.name, case.data)
     refused, taken = len(list(bad())), len(list(good()))
     outcome = booth.prepare(preprocess={"badFiles": "Exclude", "minImages": 1})
-    # Orientations 1 to 8 are different pictures, and so is every other one.
-    assert outcome.dataset.images == taken - _twins()
-    assert outcome.dataset.rejected == refused + _twins()
+    assert outcome.dataset.images == taken
+    assert outcome.dataset.rejected == refused
     assert len(outcome.dataset.worst) == 8
     sources = {image["source"] for image in booth.dataset(outcome)["images"]}
     assert "with [brackets] (1) $(x);.png" in sources
     assert not any("\u202e" in source for source in sources)
-
-
-def _twins() -> int:
-    """Pictures of the corpus that show the same pixels: deep grey in three containers."""
-    return 2
 
 
 def test_bad_files_stop_the_session_and_are_all_named(booth: Booth) -> None:
@@ -138,11 +132,34 @@ def test_litter_is_passed_over(booth: Booth) -> None:
     assert outcome.dataset.worst == ()
 
 
-def test_a_duplicate_is_refused_as_twin_of_the_first(booth: Booth) -> None:
+def test_a_duplicate_does_what_its_policy_says(booth: Booth) -> None:
     booth.upload("a.png", encoded(picture(1), "PNG"))
     booth.upload("b.bmp", encoded(picture(1), "BMP"))
+    booth.upload("c.png", encoded(picture(2), "PNG"))
+    counts = {}
+    for policy in ("Ignore", "Warn", "Exclude"):
+        dataset = booth.prepare(preprocess={"minImages": 1, "duplicates": policy}).dataset
+        told = [row.reason for row in dataset.worst]
+        counts[policy] = (dataset.images, dataset.rejected, len(told))
+        assert all(reason.startswith("shows the same pixels as a.png") for reason in told)
+    assert counts == {"Ignore": (3, 0, 0), "Warn": (3, 0, 1), "Exclude": (2, 1, 1)}
     with pytest.raises(DataError, match=r"b\.bmp shows the same pixels as a\.png"):
-        booth.prepare()
+        booth.prepare(preprocess={"minImages": 1, "duplicates": "Fail", "badFiles": "Exclude"})
+
+
+def test_an_odd_caption_does_what_its_policy_says(booth: Booth) -> None:
+    booth.upload_pictures(3)
+    for name in ("p0", "p1"):
+        booth.upload(f"{name}.txt", b"sks again")
+    dataset = booth.prepare().dataset
+    assert (dataset.images, dataset.rejected) == (3, 0)
+    assert [(row.file, row.reason) for row in dataset.worst] == [
+        ("p1.png", "has the same caption as p0.png; tell them apart")
+    ]
+    assert booth.prepare(captions={"lint": "Exclude"}).dataset.images == 2
+    assert booth.prepare(captions={"lint": "Ignore"}).dataset.worst == ()
+    with pytest.raises(DataError, match=r"captions\.lint to Warn"):
+        booth.prepare(captions={"lint": "Fail"})
 
 
 def test_a_small_picture_is_enlarged_with_a_word_about_it(booth: Booth) -> None:
@@ -252,7 +269,10 @@ def test_a_concept_without_pictures_is_named(booth: Booth) -> None:
     [
         ({"resolution": 60}, "resolution"),
         ({"resolution": 4096}, "resolution"),
-        ({"preprocess": {"crop": "Smart"}}, "preprocess.crop"),
+        ({"preprocess": {"crop": "Smart"}}, "preprocess.crop: Smart"),
+        ({"preprocess": {"buckets": {}}}, "preprocess.buckets"),
+        ({"preprocess": {"blur": "Fail"}}, "preprocess.blur: Fail"),
+        ({"preprocess": {"watermarks": "Warn"}}, "preprocess.watermarks"),
         ({"captions": {"mode": "Model", "model": {"model": "x"}}}, "captions.mode"),
         ({"concepts": []}, "concepts"),
         ({"concepts": [{"name": "a", "token": "a"}, {"name": "b", "token": "b"}]}, "concepts"),

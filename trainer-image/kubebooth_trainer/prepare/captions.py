@@ -6,9 +6,10 @@ The rule, in full:
    and line breaks made single blanks. `captions.mode: None` ignores all of them.
 2. `captions.prefix` and `captions.suffix` are put around a caption, with `{token}` and `{class}`
    filled in.
-3. A picture without caption takes `concepts[].instancePrompt`, else `<token> <className>`.
-4. The token is guaranteed: a prompt that lacks it as a word becomes
-   `<token> <className>, <prompt>`.
+3. A caption that still lacks the token as a word gets it as `captions.token` says: `AsIs` leaves it
+   alone, `Prefix` makes it `<token> <className>, <caption>`, `Suffix` the other way round.
+4. A picture without caption takes the notebook's rule with `concepts[].tokenFromFilename`, else
+   `concepts[].instancePrompt`, else `<token> <className>`. A prompt is never empty.
 
 It must not know files or stores.
 """
@@ -52,18 +53,27 @@ def parse(data: bytes) -> str:
     return caption
 
 
-def prompt_for(caption: str, *, concept: Concept, captions: Captions) -> str:
+def prompt_for(caption: str, *, concept: Concept, captions: Captions, file_name: str = "") -> str:
     """The effective prompt of a picture; `caption` is empty when it has none. Never empty."""
-    subject = " ".join(part for part in (concept.token, concept.class_name or "") if part.strip())
-    if caption:
-        text = _around(_fill(captions.prefix, concept), caption, _fill(captions.suffix, concept))
-    else:
-        text = " ".join(_fill(concept.instance_prompt or "", concept).split())
-    if not text:
-        return " ".join(subject.split())
-    if has_token(text, concept.token):
+    subject = " ".join(f"{concept.token} {concept.class_name or ''}".split())
+    if not caption:
+        named = from_file_name(file_name) if concept.token_from_filename else ""
+        own = " ".join(_fill(concept.instance_prompt or "", concept).split())
+        return named or own or subject
+    text = _around(_fill(captions.prefix, concept), caption, _fill(captions.suffix, concept))
+    if captions.token == "AsIs" or has_token(text, concept.token):
         return text
-    return f"{' '.join(subject.split())}, {text}"
+    return f"{subject}, {text}" if captions.token == "Prefix" else f"{text}, {subject}"
+
+
+def from_file_name(name: str) -> str:
+    """The notebook's rule, kept for its users: `sks dog (3).jpg` → `sksdog`.
+
+    Blanks became `-` on upload; then digits, brackets and `-` were dropped and `_` became a blank.
+    """
+    stem = name.rsplit("/", 1)[-1].rpartition(".")[0] or name.rsplit("/", 1)[-1]
+    bare = "".join(char for char in stem if not char.isdigit() and char not in "()- ")
+    return " ".join(bare.replace("_", " ").replace("conceptimagedb", "").split())
 
 
 def has_token(text: str, token: str) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -19,12 +20,13 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from kubebooth_trainer.errors import InternalFault
-from kubebooth_trainer.prepare.protocol import MEMORY_MIB, READY, WALL_LIMIT_S
+from kubebooth_trainer.prepare.protocol import CPU_LIMIT_S, MEMORY_MIB, READY, WALL_LIMIT_S
 
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SYSTEMROOT")
 _REPLY_LIMIT_BYTES = 65_536
 _START_LIMIT_S = 120.0
 _END_LIMIT_S = 0.5
+_EXPORT = "export it again as JPEG or PNG"
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,7 @@ class Decoder:
             line = self._line(child, limit_s=self._wall_limit_s)
         except TimeoutError:
             self._end()
-            return Verdict(
-                f"takes more than {self._wall_limit_s:g} s to decode; export it again as JPEG"
-            )
+            return Verdict(f"takes more than {self._wall_limit_s:g} s to decode; {_EXPORT}")
         return self._dead() if line is None else self._answer(line)
 
     def _answer(self, line: bytes) -> Decoded | Verdict:
@@ -111,7 +111,7 @@ class Decoder:
             )
         except (ValueError, KeyError, TypeError):
             self._end()
-            return Verdict("confuses the decoder; export it again as JPEG or PNG")
+            return Verdict(f"confuses the decoder; {_EXPORT}")
 
     def _ready(self) -> _Child:
         if self._child is not None and self._child.process.poll() is None:
@@ -145,8 +145,13 @@ class Decoder:
 
     def _dead(self) -> Verdict:
         code = self._end()
+        if code == -signal.SIGXCPU:
+            return Verdict(f"takes more than {CPU_LIMIT_S} s of CPU to decode; {_EXPORT}")
+        if code == -signal.SIGKILL:
+            # Nobody but the kernel kills it so, and that for want of memory.
+            return Verdict("needs more memory than this worker has; scale it down")
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return Verdict(f"crashes the decoder ({how}); export it again as JPEG or PNG")
+        return Verdict(f"crashes the decoder ({how}); {_EXPORT}")
 
     def _end(self) -> int | None:
         child, self._child, self._pending = self._child, None, b""

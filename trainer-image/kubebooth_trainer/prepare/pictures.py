@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kubebooth_api.runs import PrepareRun
@@ -12,13 +12,12 @@ from kubebooth_store import Conflict, Corrupt, Denied, NotFound, Refused, Store
 from kubebooth_trainer.errors import Preempted
 from kubebooth_trainer.prepare.captions import (
     MAX_BYTES,
-    TEXT_ENCODER_WORDS,
     BadCaption,
     parse,
     prompt_for,
-    words,
 )
-from kubebooth_trainer.prepare.decoder import Decoder, Verdict
+from kubebooth_trainer.prepare.decoder import Decoded, Decoder, Verdict
+from kubebooth_trainer.prepare.lints import findings
 from kubebooth_trainer.prepare.sources import (
     MAX_PICTURE_BYTES,
     Found,
@@ -76,80 +75,102 @@ def check_pictures(
 
     Raises `Preempted`, `InternalFault` and the store's errors; bad files only become verdicts.
     """
-    pictures: list[Picture] = []
-    twins: dict[tuple[str, str], str] = {}
+    checker = _Checker(run, found, store, verdicts, folder)
     total = len(found.pictures)
-    original = folder / "original"
     with Decoder(scratch=folder) as decoder:
         for index, file in enumerate(found.pictures):
             if reporter.stop.is_set():
                 raise Preempted("stopped while checking pictures; the next try starts over")
-            target = folder / f"{len(pictures):04d}.png"
-            if _render(run, file, original, target, decoder, store, verdicts, twins):
-                caption = _caption(file, found, store, verdicts)
-                pictures.append(_finished(run, file, target, caption, verdicts))
-            _tell(reporter, done=index + 1, total=total)
-    return pictures
+            checker.check(file, decoder)
+            reporter.advance(
+                "Prepare", index + 1, total, percentage=PERCENTAGE * (index + 1) // total
+            )
+    return checker.pictures
 
 
-def _render(
-    run: PrepareRun,
-    file: SourceFile,
-    original: Path,
-    target: Path,
-    decoder: Decoder,
-    store: Store,
-    verdicts: Verdicts,
-    twins: dict[tuple[str, str], str],
-) -> bool:
-    try:
-        _fetch(store, file, original)
-    except _Vanished as error:
-        verdicts.refuse(file.name, str(error))
-        return False
-    try:
-        made = decoder.decode(original, target, edge=run.resolution, min_edge=min_edge_of(run))
-    finally:
-        original.unlink(missing_ok=True)
-    if isinstance(made, Verdict):
-        verdicts.refuse(file.name, made.reason)
-        return False
-    # The same picture under two concepts is two lessons; within one it only counts double.
-    twin = twins.setdefault((file.concept.name, made.pixels), file.name)
-    if twin != file.name:
-        verdicts.refuse(file.name, f"shows the same pixels as {shown(twin)}; remove one of them")
-        return False
-    smaller = min(made.width, made.height)
-    if smaller < run.resolution:
-        verdicts.upscaled += 1
-        verdicts.doubt(
+@dataclass
+class _Checker:
+    """What was seen so far: pictures taken, their pixels and captions."""
+
+    run: PrepareRun
+    found: Found
+    store: Store
+    verdicts: Verdicts
+    folder: Path
+    pictures: list[Picture] = field(default_factory=list)
+    pixels: dict[tuple[str, str], str] = field(default_factory=dict)
+    captions: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def check(self, file: SourceFile, decoder: Decoder) -> None:
+        """Take a picture, or tell why not."""
+        target = self.folder / f"{len(self.pictures):04d}.png"
+        made = self._rendered(file, target, decoder)
+        if isinstance(made, Verdict):
+            self.verdicts.refuse(file.name, made.reason)
+            return
+        if not self._unlike_others(file, made):
+            return
+        caption = _caption(file, self.found, self.store, self.verdicts)
+        prompt = self._prompt(file, caption)
+        if prompt is None:
+            return
+        if min(made.width, made.height) < self.run.resolution:
+            self._tell_enlarged(file, made)
+        data = target.read_bytes()
+        self.pictures.append(
+            Picture(
+                path=target,
+                sha256=hashlib.sha256(data).hexdigest(),
+                size=len(data),
+                concept=file.concept.name,
+                prompt=prompt,
+                captioned=bool(caption),
+                source=shown(file.name),
+            )
+        )
+
+    def _rendered(self, file: SourceFile, target: Path, decoder: Decoder) -> Decoded | Verdict:
+        original = self.folder / "original"
+        try:
+            _fetch(self.store, file, original)
+            edges = {"edge": self.run.resolution, "min_edge": min_edge_of(self.run)}
+            return decoder.decode(original, target, **edges)
+        except _Vanished as error:
+            return Verdict(str(error))
+        finally:
+            original.unlink(missing_ok=True)
+
+    def _unlike_others(self, file: SourceFile, made: Decoded) -> bool:
+        # The same picture under two concepts is two lessons; within one it only counts double.
+        twin = self.pixels.setdefault((file.concept.name, made.pixels), file.name)
+        if twin == file.name:
+            return True
+        reason = f"shows the same pixels as {shown(twin)}; remove one of them"
+        return self.verdicts.find(self.run.preprocess.duplicates, file.name, reason)
+
+    def _prompt(self, file: SourceFile, caption: str) -> str | None:
+        """The effective prompt, or None when a finding leaves the picture out."""
+        asked = self.run.captions
+        prompt = prompt_for(caption, concept=file.concept, captions=asked, file_name=file.name)
+        twin = self.captions.setdefault((file.concept.name, caption), file.name)
+        stays = True
+        for sentence in findings(
+            prompt,
+            caption=caption,
+            twin=shown(twin) if twin != file.name else None,
+            concept=file.concept,
+            captions=asked,
+        ):
+            stays = self.verdicts.find(asked.lint, file.name, sentence) and stays
+        return prompt if stays else None
+
+    def _tell_enlarged(self, file: SourceFile, made: Decoded) -> None:
+        self.verdicts.upscaled += 1
+        self.verdicts.doubt(
             file.name,
-            f"is {made.width}x{made.height} pixels and was enlarged to {run.resolution};"
+            f"is {made.width}x{made.height} pixels and was enlarged to {self.run.resolution};"
             " a larger original trains better",
         )
-    return True
-
-
-def _finished(
-    run: PrepareRun, file: SourceFile, target: Path, caption: str, verdicts: Verdicts
-) -> Picture:
-    prompt = prompt_for(caption, concept=file.concept, captions=run.captions)
-    if words(prompt) > TEXT_ENCODER_WORDS:
-        verdicts.doubt(
-            file.name,
-            f"has a prompt of {words(prompt)} words and marks; the text encoder reads at most"
-            f" {TEXT_ENCODER_WORDS}: put what matters first, or shorten it",
-        )
-    data = target.read_bytes()
-    return Picture(
-        path=target,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        concept=file.concept.name,
-        prompt=prompt,
-        captioned=bool(caption),
-        source=shown(file.name),
-    )
 
 
 def _caption(picture: SourceFile, found: Found, store: Store, verdicts: Verdicts) -> str:
@@ -195,7 +216,3 @@ def _fetch(store: Store, file: SourceFile, path: Path) -> None:
         else:
             return
     raise _Vanished("kept changing while it was read; try again when its upload is done")
-
-
-def _tell(reporter: Reporter, *, done: int, total: int) -> None:
-    reporter.advance("Prepare", done, total, percentage=PERCENTAGE * done // max(1, total))

@@ -22,6 +22,9 @@ from kubebooth_trainer.reporter import Reporter
 
 _LOG = logging.getLogger(__name__)
 _MESSAGE_ROOM = 700
+_ABSENT_CURE = (
+    "pictures are cropped to the centre, captions come from files: leave it at its default"
+)
 _RESOLUTIONS = range(16, 2049, 8)
 
 
@@ -46,7 +49,7 @@ def prepare(run: PrepareRun, *, store: Store, reporter: Reporter, workdir: Path)
     base_model = verify(run, store)
     verdicts = Verdicts()
     found = find(run, store, verdicts)
-    if not found.pictures and not verdicts.refused:
+    if not found.pictures and not verdicts.left_out:
         raise _no_pictures(run, store)
     folder = workdir / "prepare"
     shutil.rmtree(folder, ignore_errors=True)
@@ -65,7 +68,7 @@ def prepare(run: PrepareRun, *, store: Store, reporter: Reporter, workdir: Path)
         uri=store.uri_of(prefix),
         images=len(pictures),
         captioned=sum(picture.captioned for picture in pictures),
-        rejected=len(verdicts.refused),
+        rejected=len(verdicts.left_out),
         worst=verdicts.worst(),
         review_uri=store.uri_of(f"{prefix}/{SHEET}"),
         size=manifest.size_bytes,
@@ -78,16 +81,9 @@ def _check_supported(run: PrepareRun) -> None:
         raise ConfigurationError(
             f"resolution: {run.resolution} must be a multiple of 8 from 16 to 2048 pixels"
         )
-    if run.preprocess.crop != "Center":
-        raise ConfigurationError(
-            f"preprocess.crop: this version crops to the centre only; set Center instead of"
-            f" {run.preprocess.crop}"
-        )
-    if run.captions.mode not in {"None", "Files"}:
-        raise ConfigurationError(
-            f"captions.mode: this version reads captions from files only; set Files or None"
-            f" instead of {run.captions.mode}"
-        )
+    for field, wrong in _absent(run).items():
+        if wrong:
+            raise ConfigurationError(f"{field} is not in this version; {_ABSENT_CURE}")
     if len({concept.name for concept in run.concepts}) != len(run.concepts):
         raise ConfigurationError("concepts: two concepts have the same name; rename one")
     if not run.concepts:
@@ -99,9 +95,30 @@ def _check_supported(run: PrepareRun) -> None:
         )
 
 
+def _absent(run: PrepareRun) -> dict[str, bool]:
+    """Fields that this version cannot honour → whether they ask for something."""
+    preprocess, captions = run.preprocess, run.captions
+    return {
+        f"preprocess.crop: {preprocess.crop}": preprocess.crop != "Center",
+        "preprocess.buckets": preprocess.buckets is not None,
+        f"preprocess.blur: {preprocess.blur}": preprocess.blur in {"Exclude", "Fail"},
+        "preprocess.watermarks": preprocess.watermarks != "Ignore",
+        f"captions.mode: {captions.mode}": captions.mode not in {"None", "Files"},
+        "gates": bool(run.gates),
+        "extraction": run.extraction is not None,
+        "training.priorPreservation.sources": bool(run.class_sources),
+    }
+
+
 def _judge(run: PrepareRun, found: Found, pictures: list[Picture], verdicts: Verdicts) -> None:
-    refused = verdicts.refused
-    told = listed(refused, limit_characters=_MESSAGE_ROOM)
+    refused, fatal = verdicts.refused, verdicts.fatal
+    told = listed(verdicts.left_out, limit_characters=_MESSAGE_ROOM)
+    if fatal:
+        raise DataError(
+            f"{_count(len(fatal), 'finding')} that must not be: {told}. Mend or remove the files,"
+            " or set preprocess.duplicates or captions.lint to Warn",
+            reason="BadFiles",
+        )
     if refused and run.preprocess.bad_files == "Fail":
         raise DataError(
             f"{_count(len(refused), 'file')} cannot be used: {told}. Mend or remove them, or set"
@@ -142,19 +159,19 @@ def _no_pictures(run: PrepareRun, store: Store) -> DataError:
 
 def _summary(dataset: DatasetStatus, verdicts: Verdicts) -> str:
     parts = [f"{_count(dataset.images, 'picture')} ready, {dataset.captioned} with a caption"]
-    if verdicts.refused:
-        parts.append(f"{_count(len(verdicts.refused), 'file')} left out")
+    if verdicts.left_out:
+        parts.append(f"{_count(len(verdicts.left_out), 'file')} left out")
     if verdicts.upscaled:
         parts.append(f"{_count(verdicts.upscaled, 'small picture')} enlarged")
     others = len(verdicts.doubtful) - verdicts.upscaled
     if others:
-        parts.append(f"{_count(others, 'file')} to look at")
-    told = listed(verdicts.refused + verdicts.doubtful, limit_characters=_MESSAGE_ROOM)
+        parts.append(f"{_count(others, 'thing')} to look at")
+    told = listed(verdicts.left_out + verdicts.doubtful, limit_characters=_MESSAGE_ROOM)
     return "; ".join(parts) + (f" ({told})" if told else "")
 
 
 def _log(verdicts: Verdicts, pictures: list[Picture]) -> None:
-    for verdict in verdicts.refused:
+    for verdict in verdicts.left_out:
         _LOG.warning("file refused", extra={"file": verdict.file, "reason": verdict.reason})
     for verdict in verdicts.doubtful:
         _LOG.warning("file doubtful", extra={"file": verdict.file, "reason": verdict.reason})
@@ -162,7 +179,7 @@ def _log(verdicts: Verdicts, pictures: list[Picture]) -> None:
         "files checked",
         extra={
             "pictures": len(pictures),
-            "refused": len(verdicts.refused),
+            "refused": len(verdicts.left_out),
             "doubtful": len(verdicts.doubtful),
             "litter": verdicts.litter,
         },
