@@ -11,6 +11,7 @@ from typing import Any
 
 from kubebooth_api import layout
 from kubebooth_cluster import binaries
+from kubebooth_cluster.ports import free_ports
 from kubebooth_cluster.testing import RealApi, eventually, found
 from kubebooth_store import Store, open_store, publish
 
@@ -27,13 +28,17 @@ class Booth:
         self.cluster = cluster
         self.namespace = namespace
         self.sessions = sessions
+        # Pods share the loopback address, so two installations need ports of their own.
+        self._ports = free_ports(5)
 
     def install(self, *values: str) -> None:
         """`helm upgrade --install --wait`, with quick intervals for tests."""
         words = [str(binaries.helm()), "upgrade", "--install", RELEASE]
         words += [str(ROOT / "charts/kubebooth"), "--namespace", self.namespace]
         words += ["--kubeconfig", str(self.cluster.kubeconfig), "--wait", "--timeout", "3m"]
+        ports = zip(("s3", "master", "volume", "filer", "admin"), self._ports, strict=True)
         settings = [f"sessionNamespaces={{{self.sessions}}}", *values]
+        settings += [f"store.bundled.ports.{name}={port}" for name, port in ports]
         for value in settings:
             words += ["--set", value]
         installed = subprocess.run(words, capture_output=True, text=True, check=False, timeout=240)
