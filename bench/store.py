@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -122,8 +121,19 @@ def _facts(began: float, middle: float, target: Path) -> dict[str, float]:
     return {
         "upload_s": middle - began,
         "download_s": ended - middle,
-        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "cpu_s": time.process_time(),
+        "rss_mib": peak_rss_mib(),
     }
+
+
+def peak_rss_mib() -> float:
+    """Peak resident memory of this program alone; `ru_maxrss` would count its parent's too."""
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
+    return int(line.split()[1]) / 1024
 
 
 def tell(ours: dict[str, float], theirs: dict[str, float], *, mib: int) -> int:
