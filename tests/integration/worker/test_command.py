@@ -75,7 +75,7 @@ def cases() -> dict[str, tuple[Any, dict[str, str], int, str]]:
             {"baseModel": {"variant": "sd15", "source": {"store": {"key": "models/none"}}}},
             {},
             65,
-            "kubebooth upload --model",
+            "kubebooth upload FOLDER --model",
         ),
         "bad pictures": ({"preprocess": {"badFiles": "Fail"}}, {}, 65, "broken.jpg"),
         "wrong keys": ({}, {"AWS_SECRET_ACCESS_KEY": "wrong"}, 67, "credentialsSecretRef"),

@@ -124,7 +124,7 @@ def test_v_prediction_is_asked_of_sd21_768(booth: Booth, tmp_path: Path) -> None
 
 
 def test_a_missing_model_says_how_to_upload_one(booth: Booth) -> None:
-    with pytest.raises(DataError, match="kubebooth upload --model") as caught:
+    with pytest.raises(DataError, match="kubebooth upload FOLDER --model") as caught:
         verify(asking(booth, "models/nowhere"), booth.store)
     assert caught.value.reason == "BaseModelMissing"
 

@@ -110,7 +110,7 @@ def test_too_few_pictures_say_how_many_there_are(booth: Booth) -> None:
 
 
 def test_an_empty_folder_says_how_to_upload(booth: Booth) -> None:
-    with pytest.raises(DataError, match="kubebooth upload demo FOLDER") as caught:
+    with pytest.raises(DataError, match="kubebooth upload FOLDER --session demo") as caught:
         booth.prepare()
     assert caught.value.reason == "NoPictures"
     assert f"/{UPLOADS}" in caught.value.message

@@ -23,7 +23,7 @@ from kubebooth_trainer.prepare.sources import own_key
 _MAX_JSON_BYTES = 1 << 20
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 _CODE = (".py", ".so", ".dll", ".sh")
-_REUPLOAD = "upload it again: kubebooth upload --model FOLDER NAME"
+_REUPLOAD = "upload it again under a new name: kubebooth upload FOLDER --model NAME"
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def verify(run: PrepareRun, store: Store) -> Artifact:
         # A store that is not there at all is another matter, and this names it.
         next(iter(store.list(key)), None)
         raise DataError(
-            f"there is no base model at {store.uri_of(key)}; upload it (kubebooth upload --model"
-            " FOLDER NAME) and set baseModel.source.store.key to models/NAME",
+            f"there is no base model at {store.uri_of(key)}; upload it (kubebooth upload FOLDER"
+            " --model NAME) and set baseModel.source.store.key to models/NAME",
             reason="BaseModelMissing",
         )
     model = _Model(store, key, manifest)
@@ -124,14 +124,14 @@ def _key(run: PrepareRun) -> str:
     if source is None:
         raise ConfigurationError(
             f"baseModel.source: the catalogue pins no source for {run.base_model.variant};"
-            " upload the model (kubebooth upload --model FOLDER NAME) and set"
+            " upload the model (kubebooth upload FOLDER --model NAME) and set"
             " baseModel.source.store.key: models/NAME"
         )
     if source.store is None:
         kind = next(iter(source.dump()), "nothing")
         raise ConfigurationError(
             f"baseModel.source.{kind}: this version reads base models from the store only; upload"
-            " the model (kubebooth upload --model FOLDER NAME) and set"
+            " the model (kubebooth upload FOLDER --model NAME) and set"
             " baseModel.source.store.key: models/NAME"
         )
     return own_key(

@@ -133,7 +133,8 @@ def _prefixes(run: PrepareRun, concept: Concept) -> list[str]:
             kind = next(iter(source.dump()), "nothing")
             raise ConfigurationError(
                 f"{where}.{kind}: this version reads pictures from the store only; upload them"
-                f" (kubebooth upload {run.session.name} FOLDER) and use {where}.store.key or none"
+                f" (kubebooth upload FOLDER --session {run.session.name}) and name {where}.store.key"
+                " or leave sources out"
             )
         prefixes.append(
             own_key(source.store.key, where=f"{where}.store.key", namespace=run.session.namespace)

@@ -152,7 +152,7 @@ def _no_pictures(run: PrepareRun, store: Store) -> DataError:
     ] or [store.uri_of(f"sessions/{run.session.namespace}/{name}/uploads")]
     return DataError(
         f"there are no pictures at {', '.join(where[:3])}; upload some:"
-        f" kubebooth upload {name} FOLDER",
+        f" kubebooth upload FOLDER --session {name}",
         reason="NoPictures",
     )
 
