@@ -133,8 +133,8 @@ def _prefixes(run: PrepareRun, concept: Concept) -> list[str]:
             kind = next(iter(source.dump()), "nothing")
             raise ConfigurationError(
                 f"{where}.{kind}: this version reads pictures from the store only; upload them"
-                f" (kubebooth upload FOLDER --session {run.session.name}) and name {where}.store.key"
-                " or leave sources out"
+                f" (kubebooth upload FOLDER --session {run.session.name}) and leave sources out, or"
+                f" name {where}.store.key"
             )
         prefixes.append(
             own_key(source.store.key, where=f"{where}.store.key", namespace=run.session.namespace)
