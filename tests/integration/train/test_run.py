@@ -12,7 +12,7 @@ from kubebooth_api import layout
 from kubebooth_api.runs import TrainRun
 from kubebooth_api.v1alpha1.session import Output
 from kubebooth_store import read_manifest, read_pointer
-from kubebooth_trainer.errors import ConfigurationError, DataError, Preempted
+from kubebooth_trainer.errors import ConfigurationError, DataError, OutOfMemory, Preempted
 from kubebooth_trainer.reporter import Reporter
 from PIL import Image
 from safetensors.torch import load_file
@@ -316,3 +316,33 @@ def test_a_base_model_that_is_none_is_refused_by_file(session: FolderSession):
 def test_no_thread_outlives_a_training(session: FolderSession):
     session.train(short(session))
     assert not [t for t in threading.enumerate() if t.name.startswith("checkpoint")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_is_told_with_cures(
+    session: FolderSession, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def exhaust(*_: Any, **__: Any) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr("kubebooth_trainer.families.sd.model.SdModel.losses", exhaust)
+    with pytest.raises(OutOfMemory, match=r"training\.gradientCheckpointing: On"):
+        session.train(short(session))
+
+
+def test_a_fault_of_ours_is_not_dressed_up_as_out_of_memory(
+    session: FolderSession, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("kubebooth_trainer.families.sd.model.SdModel.losses", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        session.train(short(session))

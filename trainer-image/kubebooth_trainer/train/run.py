@@ -61,13 +61,22 @@ def train(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> 
         return done
     try:
         return _train(run, stages, placement, store=store, reporter=reporter, workdir=workdir)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise OutOfMemory(
             f"out of memory at {run.resolution} px and batch {run.training.batch_size}"
             f" ({str(error)[:200]}); set training.gradientCheckpointing: On, lower"
             " training.batchSize or training.resolution, or ask for more memory in"
             " runtime.resources"
         ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """An accelerator has an error of its own for it; a host's allocator only has words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _train(
