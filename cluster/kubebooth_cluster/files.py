@@ -27,10 +27,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value of a file, or None when there is no such file."""
+    """The JSON value of a file; None when there is none, or one that a power cut left torn."""
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 

@@ -138,7 +138,12 @@ class Agent:
                 if "deletionTimestamp" in pod["metadata"]:
                     self._errand(forget_pod(self._site(uid, pod)))
                 return
-            worker = PodWorker(self._site(uid, pod), self._hosts)
+            try:
+                worker = PodWorker(self._site(uid, pod), self._hosts)
+            except OSError as error:
+                # Such as a full disk: the next change of the pod, or list of pods, tries again.
+                log.error("pod uid=%s not taken: %s", uid, error)
+                return
             self._workers[uid] = worker
             self._runs[uid] = asyncio.create_task(worker.run())
             self._runs[uid].add_done_callback(_tell_failure)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 import uuid
 
 from kubebooth_cluster.api import ApiError
@@ -11,6 +12,7 @@ from kubebooth_cluster.node.settings import Object, now
 log = logging.getLogger("kubebooth.node")
 
 _KEPT = 2000
+_QUIET_S = 10.0
 
 
 class Events:
@@ -20,6 +22,7 @@ class Events:
         self._kube = kube
         self._source = {"component": "kubelet", "host": node_name}
         self._posted: dict[tuple[str, str, str], tuple[str, int]] = {}
+        self._times: dict[tuple[str, str, str], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, pod: Object, reason: str, message: str, *, warning: bool = False) -> None:
@@ -32,6 +35,10 @@ class Events:
         metadata = pod["metadata"]
         key = (metadata["uid"], reason, message)
         where = f"/api/v1/namespaces/{metadata['namespace']}/events"
+        moment = time.monotonic()
+        if moment - self._times.get(key, -_QUIET_S) < _QUIET_S:
+            return
+        self._times[key] = moment
         try:
             if key in self._posted:
                 name, count = self._posted[key]
@@ -41,6 +48,7 @@ class Events:
                 return
             if len(self._posted) > _KEPT:
                 self._posted.clear()
+                self._times.clear()
             name = f"{metadata['name'][:200]}.{uuid.uuid4().hex[:16]}"
             self._posted[key] = (name, 1)
             event = self._event(metadata, name, reason, message)

@@ -120,7 +120,20 @@ async def _identified(pid: int, status: Path) -> Launched:
         if processes.identify(pid) is None:
             break
         await asyncio.sleep(0.002)
+    if processes.is_alive(monitor):
+        for process in (*_children(pid), monitor):
+            processes.send(process, signal.SIGKILL)
+        raise ClusterError(f"a sandbox was not ready in {_START_S} s: is the machine overloaded?")
     return Launched(monitor, NOBODY)
+
+
+def _children(pid: int) -> list[ProcessId]:
+    """The living children of a process."""
+    try:
+        numbers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [child for number in numbers if (child := processes.identify(int(number)))]
 
 
 def _has_own_command(child: int, monitor: int) -> bool:
@@ -190,10 +203,9 @@ def leftovers(folder: Path) -> list[ProcessId]:
             continue
         with suppress(OSError, ValueError):
             if Path(entry.path, "cmdline").read_bytes().startswith(prefix):
-                children = Path(entry.path, "task", entry.name, "children").read_text().split()
+                monitor = processes.identify(int(entry.name))
                 # Without a child bwrap is just starting or ending: then it is the one to end.
-                pids = [int(child) for child in children] or [int(entry.name)]
-                found += [identity for pid in pids if (identity := processes.identify(pid))]
+                found += _children(int(entry.name)) or ([monitor] if monitor else [])
     return found
 
 
