@@ -68,6 +68,6 @@ class Client(Protocol):
         """JSON patch. `Invalid` when a test in it fails."""
 
     async def delete(
-        self, resource: Resource, namespace: str, name: str, *, uid: str | None
+        self, resource: Resource, namespace: str, name: str, *, uid: str | None, foreground: bool
     ) -> Json:
-        """Delete in the background. `Conflict` when the object has another uid."""
+        """Delete in the back- or foreground. `Conflict` when the object has another uid."""

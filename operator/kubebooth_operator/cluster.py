@@ -97,7 +97,7 @@ class Cluster:
         return await self._update(resource, name, wanted, there)
 
     async def delete(self, reference: ChildRef) -> bool:
-        """Delete a child in the background; False when it is already gone."""
+        """Delete a child as the reference says; False when it is already gone."""
         resource = self._resources.of_kind(reference.api_version, reference.kind)
         if resource is None:
             raise Stalled("UnknownChild", f"{reference.kind} is no kind of child that is watched")
@@ -105,7 +105,9 @@ class Cluster:
         entry = self._cache.entry(resource, name)
         uid = reference.uid or (entry.uid if entry else None)
         try:
-            answer = await self._client.delete(resource, *name, uid=uid)
+            answer = await self._client.delete(
+                resource, *name, uid=uid, foreground=reference.foreground
+            )
         except (NotFound, Conflict):
             # A successor of the same name has another uid, and is not ours to delete.
             if uid is not None:
@@ -243,6 +245,7 @@ def _owned(parent: Manifest, manifest: Manifest) -> Json:
             "name": parent["metadata"]["name"],
             "uid": parent["metadata"]["uid"],
             "controller": True,
+            "blockOwnerDeletion": True,
         }
     ]
     return {**manifest, "metadata": metadata}

@@ -67,11 +67,11 @@ class Fence:
         return await self._client.json_patch(resource, namespace, name, patch)
 
     async def delete(
-        self, resource: Resource, namespace: str, name: str, *, uid: str | None
+        self, resource: Resource, namespace: str, name: str, *, uid: str | None, foreground: bool
     ) -> Json:
         """See `Client`."""
         self._check()
-        return await self._client.delete(resource, namespace, name, uid=uid)
+        return await self._client.delete(resource, namespace, name, uid=uid, foreground=foreground)
 
     def _check(self) -> None:
         if not self._leads():

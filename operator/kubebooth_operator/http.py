@@ -128,11 +128,11 @@ class HttpClient:
         return await self._json("patch", resource, path, query=query, body=patch, sent=_JSON_PATCH)
 
     async def delete(
-        self, resource: Resource, namespace: str, name: str, *, uid: str | None
+        self, resource: Resource, namespace: str, name: str, *, uid: str | None, foreground: bool
     ) -> Json:
-        """Delete in the background."""
+        """Delete; in the foreground the object keeps its name until its children are gone."""
         options: Json = {"kind": "DeleteOptions", "apiVersion": "v1"}
-        options["propagationPolicy"] = "Background"
+        options["propagationPolicy"] = "Foreground" if foreground else "Background"
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         return await self._json("delete", resource, resource.path(namespace, name), body=options)

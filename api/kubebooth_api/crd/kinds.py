@@ -57,7 +57,7 @@ KINDS = (
         columns=(
             PHASE,
             Column("Progress", ".status.progressText"),
-            Column("Message", ".status.message"),
+            Column("Message", ".status.summary"),
             AGE,
             Column("Loss", ".status.progress.loss", "number", wide=True),
             Column("Variant", ".spec.baseModel.variant", wide=True),

@@ -92,7 +92,7 @@ class Attempt(Door):
     """One try of one worker."""
 
     number: Annotated[int, Field(ge=1)]
-    """Counted from 1 within the session's current run."""
+    """Counted from 1 within the session; only the newest are kept."""
     stage: Annotated[str, StringConstraints(max_length=32)]
     """`Prepare` or `Train`."""
     outcome: Literal["Running", "Succeeded", "Failed", "Preempted"]
@@ -174,6 +174,8 @@ class DreamboothSessionStatus(Door):
     """One word for people; printed, never read."""
     message: Annotated[str, StringConstraints(max_length=1024)] | None = None
     """One sentence for people."""
+    summary: Annotated[str, StringConstraints(max_length=100)] | None = None
+    """The message, cut to fit a line of `kubectl get`."""
     conditions: Conditions = ()
     """Conditions of the session."""
     progress: Progress | None = None

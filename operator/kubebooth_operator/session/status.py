@@ -5,6 +5,7 @@ The phase is written here and read nowhere.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -43,6 +44,8 @@ _TRAINING_PHASES = {
 }
 _NORMAL = {Kind.WORKING, Kind.STOPPING, Kind.SUSPENDED, Kind.COMPLETE}
 
+_SUMMARY_LENGTH = 100
+
 Said = tuple[bool, str, str]
 """Status, reason and message of a condition."""
 
@@ -64,6 +67,7 @@ def write(
             "observed_generation": generation,
             "phase": _phase(situation, progress),
             "message": situation.message,
+            "summary": textwrap.shorten(situation.message, _SUMMARY_LENGTH, placeholder=" …"),
             "conditions": _conditions(facts, said, generation=generation, now=now),
             "progress": progress,
             "progress_text": _progress_text(progress, situation),

@@ -181,8 +181,10 @@ class MemoryServer:
         )
 
     async def delete(
-        self, resource: Resource, namespace: str, name: str, *, uid: str | None
+        self, resource: Resource, namespace: str, name: str, *, uid: str | None, foreground: bool
     ) -> Json:
+        # Always in the background: the weaker promise, so what holds with it holds with both.
+        del foreground
         return self._write(
             "delete", resource, name, lambda: self._delete(resource, (namespace, name), uid=uid)
         )

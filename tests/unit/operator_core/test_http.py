@@ -92,7 +92,7 @@ def test_requests_say_what_they_mean() -> None:
     async def story(client: HttpClient) -> None:
         await client.apply(CONFIG_MAPS, "ns", "a", {"data": {}}, force=True)
         await client.merge(JOBS, "ns", "a", {"status": {}}, subresource="status")
-        await client.delete(JOBS, "ns", "a", uid="u")
+        await client.delete(JOBS, "ns", "a", uid="u", foreground=True)
 
     asked(answer, story)
     apply, merge, delete = seen
@@ -103,7 +103,7 @@ def test_requests_say_what_they_mean() -> None:
     assert merge[3] == "application/merge-patch+json"
     assert delete[0] == "DELETE"
     assert delete[4]["preconditions"] == {"uid": "u"}
-    assert delete[4]["propagationPolicy"] == "Background"
+    assert delete[4]["propagationPolicy"] == "Foreground"
 
 
 def test_a_token_that_was_replaced_in_its_file_is_used_after_a_401(tmp_path: Path) -> None:

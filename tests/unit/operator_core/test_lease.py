@@ -143,7 +143,7 @@ def test_no_write_passes_the_fence_of_a_replica_that_does_not_lead() -> None:
         fence.apply(CONFIG_MAPS, "default", "a", body, force=True),
         fence.merge(CONFIG_MAPS, "default", "a", {"data": {}}),
         fence.json_patch(CONFIG_MAPS, "default", "a", []),
-        fence.delete(CONFIG_MAPS, "default", "a", uid=None),
+        fence.delete(CONFIG_MAPS, "default", "a", uid=None, foreground=False),
     ):
         with pytest.raises(Unavailable, match="does not lead"):
             asyncio.run(write)
