@@ -257,6 +257,7 @@ def _collect(response: urllib3.BaseHTTPResponse, call: Call, attempt: Attempt) -
     headers = {name.lower(): value for name, value in response.headers.items()}
     pieces: list[bytes] = []
     size = 0
+    whole = False
     try:
         while call.method != "HEAD":
             attempt.check(size)
@@ -269,11 +270,9 @@ def _collect(response: urllib3.BaseHTTPResponse, call: Call, attempt: Attempt) -
                 return Reply(response.status, headers, tuple(pieces), oversized=True)
             pieces.append(piece)
         response.drain_conn()
-    except BaseException:
-        response.close()
-        raise
+        whole = True
     finally:
-        if size > bound:
+        if not whole:
             response.close()
         response.release_conn()
     return Reply(response.status, headers, tuple(pieces))
