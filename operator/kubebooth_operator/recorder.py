@@ -23,7 +23,8 @@ from kubebooth_operator.resources import EVENTS
 logger = logging.getLogger(__name__)
 
 COMPONENT = "kubebooth-operator"
-_MOST_WAITING = 1000
+_MOST_WAITING = 4000
+_LANES = 4
 _MOST_SERIES = 4096
 _SERIES_S = 600.0
 
@@ -36,7 +37,7 @@ class _Series:
 
 
 class Recorder:
-    """Sends events one after the other."""
+    """Sends events, those of one object one after the other."""
 
     def __init__(
         self,
@@ -51,21 +52,29 @@ class Recorder:
         self._identity = identity
         self._clock = clock
         self._process = uuid.uuid4().hex[:8]
-        self._waiting: asyncio.Queue[tuple[Manifest, Event]] = asyncio.Queue(_MOST_WAITING)
+        self._lanes: list[asyncio.Queue[tuple[Manifest, Event]]] = [
+            asyncio.Queue(_MOST_WAITING // _LANES) for _ in range(_LANES)
+        ]
         self._series: OrderedDict[str, _Series] = OrderedDict()
 
     def record(self, parent: Manifest, event: Event) -> None:
-        """Send an event soon; it is dropped when a thousand wait already."""
+        """Send an event soon; it is dropped when too many wait already."""
         slim = {k: parent[k] for k in ("apiVersion", "kind")} | {"metadata": parent["metadata"]}
         try:
-            self._waiting.put_nowait((slim, event))
+            # One object's events stay in one lane: they are told in order and counted once.
+            self._lanes[hash(parent["metadata"]["uid"]) % _LANES].put_nowait((slim, event))
         except asyncio.QueueFull:
             self._metrics.events_dropped.inc()
 
     async def run(self) -> None:
         """Send for ever."""
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes:
+                group.create_task(self._run(lane))
+
+    async def _run(self, lane: asyncio.Queue[tuple[Manifest, Event]]) -> None:
         while True:
-            parent, event = await self._waiting.get()
+            parent, event = await lane.get()
             try:
                 await self.send(parent, event)
             except ApiError as error:
