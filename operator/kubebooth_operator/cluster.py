@@ -97,13 +97,17 @@ class Cluster:
         return await self._update(resource, name, wanted, there)
 
     async def delete(self, reference: ChildRef) -> bool:
-        """Delete a child as the reference says; False when it is already gone."""
+        """Delete a child as the reference says; False when it is gone or already going."""
         resource = self._resources.of_kind(reference.api_version, reference.kind)
         if resource is None:
             raise Stalled("UnknownChild", f"{reference.kind} is no kind of child that is watched")
         name: Name = (reference.namespace, reference.name)
         entry = self._cache.entry(resource, name)
         uid = reference.uid or (entry.uid if entry else None)
+        there = entry.load() if entry is not None and entry.uid == uid else None
+        if there is not None and there["metadata"].get("deletionTimestamp"):
+            # Its pods may take minutes to end: asking again and again would not hurry them.
+            return False
         try:
             answer = await self._client.delete(
                 resource, *name, uid=uid, foreground=reference.foreground

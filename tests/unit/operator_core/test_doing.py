@@ -94,6 +94,21 @@ def test_a_child_that_the_server_refuses_is_told_with_its_words(
     assert sim.server.find("ConfigMap", "default", "one") is not None
 
 
+def test_a_child_that_is_already_going_is_not_deleted_again() -> None:
+    sim = Simulator(KINDS)
+    sim.create(tiny(value=1, jobs=True))
+    sim.settle()
+
+    def hold(body: dict[str, Any]) -> None:
+        body["metadata"]["finalizers"] = ["foregroundDeletion"]
+
+    sim.server.edit("Job", "default", "one-1", hold)
+    sim.edit_spec(KEY, jobs=False)
+    sim.settle()
+    assert sim.server.find("Job", "default", "one-1") is not None
+    assert len([write for write in sim.server.writes if write.verb == "delete"]) == 1
+
+
 def test_transition_times_stay_while_a_condition_stays() -> None:
     parent = {"metadata": {"generation": 3}, "status": {}}
     first = stalled_status(None, parent, reason="R", message="m", now=START)
