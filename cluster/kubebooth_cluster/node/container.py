@@ -70,6 +70,12 @@ class Container:
         record = self.record
         return record.launched if record is not None and record.exit is None else None
 
+    @property
+    def process_name(self) -> str:
+        """What the process list calls the newest attempt."""
+        number = self.record.number if self.record else 0
+        return f"{launch.marker(self.site.folder)}{self.name}/{number}"
+
     def log_file(self, number: int) -> Path:
         """The log of one attempt."""
         return self.folder / f"{number}.log"
@@ -123,6 +129,8 @@ class Container:
 
     async def _once(self) -> Exit | None:
         """One attempt to its end, or the rest of the one that an earlier agent started."""
+        if not self._fresh:
+            await self._recover()
         if self._fresh and not await self._start():
             return None
         self._waiting = None
@@ -130,6 +138,18 @@ class Container:
             await self._attend()
         self._fresh = True
         return self.record.exit if self.record else None
+
+    async def _recover(self) -> None:
+        """Find out what became of an attempt that an earlier agent was just starting."""
+        record = self.record
+        if record is None or record.launched is not None or record.exit is not None:
+            return
+        status = self.folder / f"{record.number}.status"
+        launched = await launch.recover(self.process_name, self.site.folder, status)
+        if launched is None:
+            self._fresh = True
+        else:
+            self._keep(dataclasses.replace(record, launched=launched))
 
     async def _start(self) -> bool:
         """Configure and start the next attempt; False when it is to stop instead."""
@@ -165,7 +185,10 @@ class Container:
         )
 
     async def _launch(self, image: Image) -> None:
-        number = 0 if self.record is None else self.record.number + 1
+        before, number = self.record, 0
+        if before is not None:
+            # One that was planned but never begun keeps its number.
+            number = before.number + (1 if before.launched else 0)
         gpus = self.site.devices.take(self._owner, gpu_count(self.spec))
         if gpus is None:
             raise ConfigError("Allocate failed due to requested number of devices unavailable")
@@ -176,10 +199,12 @@ class Container:
         if self._stopping.is_set():
             return
         self._forget(number - 2)
+        # The status file belongs to the attempt: an old one would tell of another.
+        (self.folder / f"{number}.status").unlink(missing_ok=True)
         record = Record(
             number=number,
             gpus=gpus,
-            previous=self.record.exit if self.record else None,
+            previous=_last_exit(before, waiting=True),
             environment=dict(sandbox.environment),
             workdir=sandbox.workdir,
         )
@@ -187,13 +212,15 @@ class Container:
 
     async def _begin(self, record: Record, sandbox: Sandbox) -> None:
         self.started.clear()
+        # Noted before it is done: an agent that dies in between finds the process by its name.
+        self._keep(record)
         status = self.folder / f"{record.number}.status"
         try:
             launched = await launch.launch(
                 self.site.settings.bwrap,
                 bwrap_options(sandbox),
                 sandbox.command,
-                name=f"{launch.marker(self.site.folder)}{self.name}",
+                name=self.process_name,
                 log=self.log_file(record.number),
                 status=status,
             )
@@ -307,4 +334,4 @@ def _last_exit(record: Record | None, *, waiting: bool) -> Exit | None:
     """The exit that `lastState` tells: of the attempt before the one that the state tells."""
     if record is None:
         return None
-    return record.exit if waiting else record.previous
+    return record.exit or record.previous if waiting else record.previous

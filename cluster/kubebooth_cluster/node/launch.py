@@ -194,28 +194,52 @@ def signal_container(launched: Launched, number: signal.Signals) -> None:
     processes.send(launched.child, number)
 
 
-def leftovers(folder: Path) -> list[ProcessId]:
-    """The first processes of all containers below `folder` that still run on this machine."""
+def monitors(folder: Path) -> dict[ProcessId, str]:
+    """The living bwrap processes of all containers below `folder`, each with its name."""
     prefix = marker(folder).encode()
-    found = []
+    found = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
-        with suppress(OSError, ValueError):
-            if Path(entry.path, "cmdline").read_bytes().startswith(prefix):
-                monitor = processes.identify(int(entry.name))
-                # Without a child bwrap is just starting or ending: then it is the one to end.
-                found += _children(int(entry.name)) or ([monitor] if monitor else [])
+        with suppress(OSError):
+            line = Path(entry.path, "cmdline").read_bytes()
+            process = processes.identify(int(entry.name)) if line.startswith(prefix) else None
+            if process is not None and not _is_inner(process):
+                found[process] = os.fsdecode(line.split(b"\0")[0])
     return found
 
 
-def kill_leftovers(folder: Path, *, but: Collection[ProcessId] = ()) -> int:
-    """SIGKILL every container below `folder` but those; returns how many there were."""
+def _is_inner(process: ProcessId) -> bool:
+    """Whether it is a container's first process that is not yet its own program."""
+    fields = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    numbers = next((line.split()[1:] for line in fields if line.startswith("NSpid:")), [])
+    return len(numbers) > 1 and numbers[-1] == "1"
+
+
+def leftovers(folder: Path) -> list[ProcessId]:
+    """The first processes of all containers below `folder` that still run on this machine."""
+    # Without a child bwrap is just starting or ending: then it is the one to end.
+    return [one for process in monitors(folder) for one in _children(process.pid) or [process]]
+
+
+def kill_leftovers(folder: Path, *, but: Collection[str] = ()) -> int:
+    """SIGKILL every container below `folder` but those of these names; returns how many."""
     total = 0
-    while remaining := [process for process in leftovers(folder) if process not in but]:
+    while remaining := [one for one, name in monitors(folder).items() if name not in but]:
         total += len(remaining)
-        for process in remaining:
-            processes.kill(process)
-        for process in remaining:
-            reap(process.pid)
+        for monitor in remaining:
+            for process in (*_children(monitor.pid), monitor):
+                processes.kill(process)
+                reap(process.pid)
     return total
+
+
+async def recover(name: str, folder: Path, status: Path) -> Launched | None:
+    """What an earlier agent started under `name` without living to note it; None if nothing.
+
+    One that has ended already comes back as processes that are no more.
+    """
+    for monitor, found in monitors(folder).items():
+        if found == name:
+            return await _identified(monitor.pid, status)
+    return Launched(NOBODY, NOBODY) if _reported(status, "child-pid") is not None else None

@@ -144,8 +144,8 @@ class PodWorker:
 
     def _kill_strays(self) -> None:
         """End what an earlier agent started but did not live to write down."""
-        known = [one.launched.child for one in self.containers if one.launched is not None]
-        launch.kill_leftovers(self.site.folder, but=known)
+        names = [one.process_name for one in self.containers if one.record is not None]
+        launch.kill_leftovers(self.site.folder, but=names)
 
     def _helpers(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         spec = self.site.pod["spec"]

@@ -1,5 +1,7 @@
 """The node and its cluster come through crashes of the agent, the API server and a node."""
 
+import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +87,10 @@ def test_a_new_agent_takes_over_running_pods_and_learns_how_others_ended(
     assert ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 65
     kept = found(breakable.api, f"/api/v1/namespaces/{space}/pods/counts")
     assert kept["status"]["podIP"] == stay["status"]["podIP"]
-    assert kept["status"]["containerStatuses"] == stay["status"]["containerStatuses"]
+    now, before = (pod["status"]["containerStatuses"][0] for pod in (kept, stay))
+    assert [now[key] for key in ("containerID", "restartCount", "state")] == [
+        before[key] for key in ("containerID", "restartCount", "state")
+    ]
     lines = breakable.logs(space, "counts").split()
     assert lines == [str(number) for number in range(1, len(lines) + 1)]
     breakable.api.delete(f"/api/v1/namespaces/{space}/pods/counts")
@@ -257,3 +262,35 @@ def test_a_pod_of_a_deleted_node_is_a_disruption_and_its_job_goes_on_elsewhere(
     assert not [one for one in job["status"].get("conditions") or () if one["type"] == "Failed"]
     dead.start()
     eventually(lambda: not leftovers(lost_node.folder), what="the end of what the lost node ran")
+
+
+def test_an_agent_killed_again_and_again_loses_no_pod_and_runs_none_twice(
+    breakable: RealCluster, space: str
+) -> None:
+    script = "echo once >> /work/log; sleep 0.7; exit 0"
+    for number in range(12):
+        container = {
+            "name": "main",
+            "image": "busybox",
+            "command": ["sh", "-c", script],
+            "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+        }
+        spec = {
+            "restartPolicy": "Never",
+            "containers": [container],
+            "initContainers": [{**container, "name": "first"}],
+            "volumes": [{"name": "work", "emptyDir": {}}],
+        }
+        body = {"metadata": {"name": f"p{number}"}, "spec": spec}
+        breakable.api.post(f"/api/v1/namespaces/{space}/pods", body)
+    dice = random.Random(7)
+    for _ in range(5):
+        time.sleep(dice.uniform(0.05, 0.6))
+        breakable.agent.kill()
+        breakable.agent.start()
+
+    for number in range(12):
+        pod = breakable.wait_pod(space, f"p{number}", "Succeeded")
+        log = _folder(breakable, pod) / "volumes" / "work" / "log"
+        assert log.read_text() == "once\nonce\n"
+        assert leftovers(_folder(breakable, pod)) == []
