@@ -94,6 +94,14 @@ class Checkpoints:
     ) -> None:
         self._uploader.shutdown(wait=True)
 
+    def farthest(self, stages: tuple[Stage, ...]) -> Checkpoint | None:
+        """The farthest checkpoint that fits these targets, as its manifest describes it."""
+        fitting = [one for one in self._listed() if fits(stages, one.position)]
+        if not fitting:
+            return None
+        last = max(fitting, key=lambda one: rank(one.position))
+        return self._described(last.prefix, last.position, last.manifest)
+
     def resume(self, stages: tuple[Stage, ...]) -> State | None:
         """The farthest sound state that fits these targets, or None.
 

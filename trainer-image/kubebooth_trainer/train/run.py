@@ -39,7 +39,7 @@ class TrainOutcome:
     """What a finished training left."""
 
     checkpoint: Checkpoint | None
-    """Newest durable checkpoint; absent when a finished run was found."""
+    """Newest durable checkpoint."""
     artifacts: tuple[Artifact, ...]
     samples: str | None
     """Address of the before-and-after picture."""
@@ -55,7 +55,7 @@ def train(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> 
     refuse_unsupported(run)
     placement = place(run.training)
     stages = plan_stages(run.training)
-    done = _found(run, store, stages)
+    done = _found(run, stages, store=store, reporter=reporter, workdir=workdir)
     if done is not None:
         log.info("run %s is finished already: %s", run.digest, done.artifacts[0].uri)
         return done
@@ -109,14 +109,7 @@ def _train(
     work = work_of(run, stages, prompts=len(sample_prompts(run, snapshot)))
     meter = Meter(reporter, total=work.total)
     log.info("training %s in %s", run.digest, profile)
-    with Checkpoints(
-        store,
-        run_prefix=_run_prefix(run),
-        run_digest=run.digest,
-        folder=workdir / "checkpoints",
-        asked=run.checkpoints,
-        on_saved=reporter.saved,
-    ) as checkpoints:
+    with _checkpoints(run, store=store, reporter=reporter, workdir=workdir) as checkpoints:
         state = checkpoints.resume(stages)
         feed = _feed(
             run, model, placement, snapshot=snapshot, stages=stages, state=state, store=store,
@@ -191,14 +184,33 @@ def _feed(
     )
 
 
-def _found(run: TrainRun, store: Store, stages: tuple[Stage, ...]) -> TrainOutcome | None:
+def _checkpoints(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> Checkpoints:
+    return Checkpoints(
+        store,
+        run_prefix=_run_prefix(run),
+        run_digest=run.digest,
+        folder=workdir / "checkpoints",
+        asked=run.checkpoints,
+        on_saved=reporter.saved,
+    )
+
+
+def _found(
+    run: TrainRun,
+    stages: tuple[Stage, ...],
+    *,
+    store: Store,
+    reporter: Reporter,
+    workdir: Path,
+) -> TrainOutcome | None:
     artifacts = find_published(run, store, run_prefix=_run_prefix(run), stages=stages)
     if artifacts is None:
         return None
     last = stages[-1]
     key = f"{samples_prefix(run, last.name, last.steps)}/{BEFORE_AFTER}"
     samples = store.uri_of(key) if store.stat(key) else None
-    return TrainOutcome(None, artifacts, samples, "none")
+    with _checkpoints(run, store=store, reporter=reporter, workdir=workdir) as checkpoints:
+        return TrainOutcome(checkpoints.farthest(stages), artifacts, samples, "none")
 
 
 def _run_prefix(run: TrainRun) -> str:
