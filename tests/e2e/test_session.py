@@ -123,7 +123,7 @@ def test_more_steps_continue_and_another_seed_starts_beside(booth: Booth) -> Non
 def test_a_suspended_session_keeps_its_checkpoint_and_goes_on(booth: Booth) -> None:
     name = "paused"
     booth.upload_pictures(name)
-    booth.apply(name, small_spec(denoiser={"steps": 150, "learningRate": 1e-4}))
+    booth.apply(name, small_spec(denoiser={"steps": 80, "learningRate": 1e-4}))
     booth.wait_for(
         name,
         "denoiser steps",
@@ -141,7 +141,7 @@ def test_a_suspended_session_keeps_its_checkpoint_and_goes_on(booth: Booth) -> N
     resumed = booth.run_cli("resume", name)
     assert resumed.returncode == 0, resumed.stderr
     booth.wait(name, "Complete")
-    assert booth.status(name)["checkpoint"]["step"] == 150
+    assert booth.status(name)["checkpoint"]["step"] == 80
 
 
 def test_a_broken_picture_is_named_before_a_gpu_is_asked_for(booth: Booth, tmp_path: Path) -> None:
