@@ -15,9 +15,8 @@ from kubebooth_trainer.train.dataset import Snapshot
 def model_card(
     run: TrainRun, output: Output, *, snapshot: Snapshot, reached: Mapping[str, int]
 ) -> str:
-    """Markdown with front matter; equal runs give equal bytes."""
+    """Markdown with front matter; equal runs give equal bytes, whatever their session is called."""
     row = BASE_MODELS[run.variant]
-    name = f"{run.session.namespace}/{run.session.name}"
     updates = ", ".join(f"{steps} of {stage}" for stage, steps in reached.items())
     prompts = "\n".join(f"    {_line(prompt)}" for prompt in snapshot.instance_prompts)
     settings = json.dumps(run.training.dump(), indent=2, sort_keys=True, ensure_ascii=False)
@@ -29,7 +28,7 @@ pipeline_tag: text-to-image
 tags: [dreambooth, {row.family}, {run.variant}]
 ---
 
-# {name}
+# {_line(snapshot.instance_prompts[0])}
 
 {row.title}, fine-tuned on {len(snapshot.pictures)} pictures with Kubebooth. The licence of the base
 model ({row.license}) applies.
