@@ -22,6 +22,12 @@ def read_settings(path: Path) -> Settings:
     return Settings(**{**kept, **{key: Path(kept[key]) for key in _PATHS}})
 
 
+def _show_tasks() -> None:
+    """Print what every task waits for, to find out why a node does nothing."""
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stderr)
+
+
 async def serve(settings: Settings) -> None:
     """Run the agent until SIGTERM or SIGINT."""
     async with Kube(kubeconfig.read(settings.kubeconfig)) as kube:
@@ -29,6 +35,7 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, life.cancel)
+        loop.add_signal_handler(signal.SIGUSR1, _show_tasks)
         try:
             await life
         except asyncio.CancelledError:

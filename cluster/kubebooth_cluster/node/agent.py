@@ -144,6 +144,7 @@ class Agent:
                 # Such as a full disk: the next change of the pod, or list of pods, tries again.
                 log.error("pod uid=%s not taken: %s", uid, error)
                 return
+            log.info("pod=%s taken adopted=%s", worker.site.full_name, worker.adopted)
             self._workers[uid] = worker
             self._runs[uid] = asyncio.create_task(worker.run())
             self._runs[uid].add_done_callback(_tell_failure)
@@ -228,7 +229,8 @@ def _nothing() -> None:
 
 def _tell_failure(task: asyncio.Task[None]) -> None:
     if task.cancelled():
+        log.info("a pod's task was cancelled")
         return
     error = task.exception()
-    if error is not None and not isinstance(error, ApiError):
+    if error is not None:
         log.error("a pod's task failed", exc_info=error)

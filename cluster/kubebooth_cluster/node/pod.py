@@ -52,7 +52,7 @@ class PodWorker:
         self.containers = inits + [Container(site, one, "main") for one in spec["containers"]]
         self._writer = StatusWriter(site)
         notes = read_json(site.folder / "pod.json")
-        self._adopted = notes is not None
+        self.adopted = notes is not None
         self._started_at: str = notes["startedAt"] if notes else now()
         write_json(site.folder / "pod.json", {"startedAt": self._started_at, "ip": site.facts.ip})
 
@@ -124,7 +124,7 @@ class PodWorker:
 
     async def run(self) -> None:
         """Live the whole life; afterwards every process of the pod is gone."""
-        if self._adopted:
+        if self.adopted:
             self._kill_strays()
         self.refresh_hosts()
         helpers = [asyncio.create_task(job()) for job in self._helpers()]

@@ -108,9 +108,11 @@ def _outcome(view: PodView) -> str:
         return "Succeeded" if good else "Failed"
     if not initialized(view):
         return "Pending"
-    if any(one.waiting and not one.previous for one in mains):
+    # One that neither runs nor has ended waits, whether it says for what or not.
+    idle = [one for one in mains if not one.running_since and (one.waiting or not one.exit)]
+    if any(not one.previous for one in idle):
         return "Pending"
-    if any(one.running_since or one.waiting for one in mains):
+    if idle or any(one.running_since for one in mains):
         return "Running"
     if any(one.restarts for one in mains):
         return "Running"

@@ -88,6 +88,8 @@ def test_phases_follow_the_kubelet() -> None:
     waiting = ("ContainerCreating", "")
     crash = Exit(1, "Error", _NOW, _NOW, "id")
     assert _phase(_one(waiting=waiting)) == "Pending"
+    assert _phase(_one()) == "Pending"
+    assert _phase(_one(previous=crash)) == "Running"
     assert _phase(_one(running_since=_NOW)) == "Running"
     assert _phase(_one(code=0)) == "Succeeded"
     assert _phase(_one(code=0), _one(code=1)) == "Failed"
