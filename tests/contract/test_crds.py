@@ -79,7 +79,7 @@ def test_kubectl_get_alone_tells_how_far_a_session_is(server: RealApi, namespace
     status = {
         "phase": "Training",
         "progressText": "Denoiser 120/200 64%",
-        "message": "training the denoiser, 1 min left",
+        "summary": "training the denoiser, 1 min left",
         "progress": {
             "stage": "Denoiser",
             "step": 120,
