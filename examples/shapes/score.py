@@ -16,7 +16,7 @@ from torch import Tensor
 
 from examples.shapes.world import COLOURS, CYAN, EDGE, NAMES, ORANGE, rgb
 
-SUBJECT, CLASS = "a sks square", "a square"
+SUBJECT, CLASS = "sks square", "a square"
 TOLERANCE, HALF_SHARE, LEAST_SHARE = 0.35, 0.04, 0.02
 STEPS, GUIDANCE = 20, 4.0
 

@@ -138,7 +138,7 @@ def _write_snapshot(
                 "file": name,
                 "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
                 "concept": "subject",
-                "prompt": prompts[number] if prompts else f"a {token} {class_name}",
+                "prompt": prompts[number] if prompts else f"{token} {class_name}",
                 "caption": prompts is not None,
                 "source": path.name,
             }
