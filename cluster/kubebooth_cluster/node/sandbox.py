@@ -6,7 +6,7 @@ environment and the checkout, all read-only, and nothing else of the disk.
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -78,9 +78,12 @@ def bwrap_options(sandbox: Sandbox) -> list[str]:
         *(word for path in sandbox.hidden for word in _hide(path)),
     ]
     # Outer mounts first, so that inner ones land on top of them.
-    for mount in sorted(sandbox.mounts, key=lambda mount: mount.target.count("/")):
+    covered = _covered_folders(sandbox.mounts)
+    for mount in sorted([*sandbox.mounts, *covered], key=lambda mount: mount.target.count("/")):
         flag = "--ro-bind" if mount.read_only else "--bind"
         words += [flag, str(mount.source), mount.target]
+    if covered:
+        words += [word for path in sandbox.hidden for word in _hide(path)]
     if not any(mount.target.rstrip("/") == sandbox.workdir for mount in sandbox.mounts):
         words += ["--dir", sandbox.workdir]
     if sandbox.read_only_root:
@@ -112,6 +115,16 @@ def _root(*, with_gpus: bool) -> list[str]:
     for target, source in python_folders().items():
         words += ["--ro-bind", str(source), target]
     return words
+
+
+def _covered_folders(mounts: Sequence[Mount]) -> list[Mount]:
+    """What Python needs once more, where a volume lies over it: a checkout below /tmp, say."""
+    outer = [Path(mount.target) for mount in mounts]
+    return [
+        Mount(source, target, read_only=True)
+        for target, source in python_folders().items()
+        if any(folder in Path(target).parents for folder in outer)
+    ]
 
 
 def _hide(path: Path) -> list[str]:

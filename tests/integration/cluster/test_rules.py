@@ -1,6 +1,7 @@
 """The node's pure rules: references, quantities, image names, phases, routes, hosts."""
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from kubebooth_cluster.node.hosts import hosts_text
 from kubebooth_cluster.node.images import find_image, repository
 from kubebooth_cluster.node.quantities import divide, parse_quantity
 from kubebooth_cluster.node.records import Exit
+from kubebooth_cluster.node.sandbox import Mount, Sandbox, bwrap_options
 from kubebooth_cluster.node.services import routes
 from kubebooth_cluster.node.status import ContainerView, PodView, phase
+from kubebooth_cluster.places import checkout_folder
 
 _NOW = "2026-01-01T00:00:00Z"
 
@@ -143,3 +146,22 @@ def test_hosts_name_services_shortly_only_in_their_own_namespace() -> None:
     stranger = {"metadata": {"name": "x", "namespace": "other"}, "spec": {}}
     far = hosts_text(stranger, "127.1.0.9", services, pods).splitlines()
     assert "127.2.0.1 web.ns web.ns.svc web.ns.svc.cluster.local" in far
+
+
+def test_a_volume_over_the_checkout_does_not_hide_what_python_needs(tmp_path: Path) -> None:
+    checkout = checkout_folder()
+    sandbox = Sandbox(
+        command=("true",),
+        workdir="/",
+        environment={},
+        hostname="pod",
+        user=65532,
+        group=65532,
+        mounts=(Mount(tmp_path, str(checkout.parent), read_only=False),),
+        hidden=(),
+        read_only_root=True,
+        die_with_parent=True,
+    )
+    words = bwrap_options(sandbox)
+    volume = words.index(str(tmp_path))
+    assert str(checkout) in words[volume + 2 :]
