@@ -12,6 +12,7 @@ from tests.tiny.folder_session import ROOT, shapes_session
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_dreambooth_with_prior_learns_the_subject_and_keeps_the_class(tmp_path: Path):
     spec = yaml.safe_load((ROOT / "examples" / "quickstart.yaml").read_text())["spec"]
     session = shapes_session(tmp_path / "store")
