@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from kubebooth_api import layout
+from kubebooth_cli.cluster import Where, connect
+from kubebooth_cli.locating import Flags
+from kubebooth_cli.opening import opened
 from kubebooth_cluster import binaries
 from kubebooth_cluster.ports import free_ports
 from kubebooth_cluster.testing import RealApi, eventually, found
-from kubebooth_store import Store, open_store, publish
+from kubebooth_store import Store, publish
+
+from tests.e2e.given import HELM_SET, GivenCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "examples/shapes"
@@ -24,21 +29,24 @@ SESSIONS = "/apis/kubebooth.io/v1alpha1/namespaces/{}/dreamboothsessions"
 class Booth:
     """One installation: the cluster, the release's namespace and the namespace of sessions."""
 
-    def __init__(self, cluster: RealApi, *, namespace: str, sessions: str) -> None:
+    def __init__(self, cluster: RealApi | GivenCluster, *, namespace: str, sessions: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
         self.sessions = sessions
         # Pods share the loopback address, so two installations need ports of their own.
         self._ports = free_ports(5)
+        self._open = contextlib.ExitStack()
+        self._store: Store | None = None
 
     def install(self, *values: str) -> None:
-        """`helm upgrade --install --wait`, with quick intervals for tests."""
+        """`helm upgrade --install --wait`."""
         words = [str(binaries.helm()), "upgrade", "--install", RELEASE]
         words += [str(ROOT / "charts/kubebooth"), "--namespace", self.namespace]
         words += ["--kubeconfig", str(self.cluster.kubeconfig), "--wait", "--timeout", "3m"]
         ports = zip(("s3", "master", "volume", "filer", "admin"), self._ports, strict=True)
         settings = [f"sessionNamespaces={{{self.sessions}}}", *values]
         settings += [f"store.bundled.ports.{name}={port}" for name, port in ports]
+        settings += HELM_SET
         for value in settings:
             words += ["--set", value]
         installed = subprocess.run(words, capture_output=True, text=True, check=False, timeout=240)
@@ -46,20 +54,22 @@ class Booth:
             raise AssertionError(f"{installed.stderr}\n{self.pods()}")
 
     def store(self) -> Store:
-        """The bundled store, reached by its Service's ClusterIP as a node would."""
-        secret = self.cluster.api.get(
-            f"/api/v1/namespaces/{self.sessions}/secrets/kubebooth-store"
-        )["data"]
-        keys = {name: base64.b64decode(value).decode() for name, value in secret.items()}
-        service = self.cluster.api.get(
-            f"/api/v1/namespaces/{self.namespace}/services/kubebooth-store"
-        )["spec"]
-        return open_store(
-            "s3://kubebooth",
-            endpoint=f"http://{service['clusterIP']}:{service['ports'][0]['port']}",
-            access_key=keys["accessKey"],
-            secret_key=keys["secretKey"],
-        )
+        """The store of the installation, found and reached as the command line does it."""
+        if self._store is None:
+            where = Where(namespace=self.sessions, kubeconfig=self.cluster.kubeconfig)
+            self._store = self._open.enter_context(opened(connect(where), None, Flags(), where))
+        return self._store
+
+    def uninstall(self) -> None:
+        """Remove the release and both namespaces from a cluster that goes on."""
+        words = [str(binaries.helm()), "--kubeconfig", str(self.cluster.kubeconfig)]
+        words += ["uninstall", RELEASE, "--namespace", self.namespace, "--wait"]
+        subprocess.run(words, capture_output=True, check=True, timeout=240)
+        self.cluster.kubectl("delete", "namespace", self.sessions, self.namespace)
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._open.close()
 
     def upload_model(self, name: str, folder: Path) -> None:
         """Publish a Diffusers folder as `models/<name>`."""

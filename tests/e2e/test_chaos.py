@@ -31,6 +31,7 @@ def stage() -> Iterator[Booth]:
             booth.install()
             booth.upload_model("shapes", SHAPES / "base")
             yield booth
+            booth.close()
 
 
 def test_killed_sessions_end_with_the_digests_of_an_undisturbed_one(stage: Booth) -> None:
