@@ -64,7 +64,6 @@ WHOLE = (
     "checkpoints.keepLast",
     "outputs[].name",
     "outputs[].precision",
-    "trackers.tensorBoard",
     "storage",
     "runtime.image",
     "runtime.imagePullSecrets",

@@ -57,6 +57,7 @@ def _absent(run: TrainRun) -> dict[str, bool]:
         "training.memory.quantizedBase": training.memory.quantized_base != "None",
         "training.compile": training.compile,
         "checkpoints.keepBest": run.checkpoints.keep_best > 0,
+        "trackers.tensorBoard": run.trackers.tensor_board,
         "trackers.mlflow": run.trackers.mlflow is not None,
         "trackers.wandb": run.trackers.wandb is not None,
     }
