@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from kubebooth_cluster.errors import MissingToolError
+from kubebooth_cluster.places import environment_bin
 
 KUBERNETES_VERSION = "v1.36.2"
 SOURCES = Path(__file__).resolve().parents[1] / "controlplane"
@@ -29,15 +30,13 @@ def _go_version(go: Path) -> tuple[int, ...]:
 
 
 def install_python_package(requirement: str, target: Path) -> None:
-    """Install one package without dependencies into the folder `target`, by uv or pip.
+    """Install one package without dependencies into the folder `target`, by the environment's uv.
 
     Raises MissingToolError with the installer's last words.
     """
-    uv = shutil.which("uv")
-    installer = [uv, "pip"] if uv else [sys.executable, "-m", "pip"]
-    python = ["--python", sys.executable] if uv else ["--disable-pip-version-check"]
+    words = ["pip", "install", "--quiet", "--no-deps", "--python", sys.executable]
     answer = subprocess.run(
-        [*installer, "install", "--quiet", "--no-deps", *python, "--target", target, requirement],
+        [environment_bin() / "uv", *words, "--target", target, requirement],
         capture_output=True,
         text=True,
         check=False,
