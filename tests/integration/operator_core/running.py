@@ -113,6 +113,8 @@ class Operator:
             )
             self._ready.set()
             await self.application.run()
+            # aiohttp closes TLS connections some turns of the loop after its session is closed.
+            await asyncio.sleep(0.3)
 
         try:
             asyncio.run(run())
