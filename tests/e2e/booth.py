@@ -61,7 +61,7 @@ class Booth:
         return self._store
 
     def uninstall(self) -> None:
-        """Remove the release and both namespaces from a cluster that goes on."""
+        """Remove the release and both namespaces."""
         words = [str(binaries.helm()), "--kubeconfig", str(self.cluster.kubeconfig)]
         words += ["uninstall", RELEASE, "--namespace", self.namespace, "--wait"]
         subprocess.run(words, capture_output=True, check=True, timeout=240)

@@ -16,7 +16,7 @@ from tests.e2e.booth import SHAPES, Booth
 from tests.e2e.given import KUBECONFIG, GivenCluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def booth(request: pytest.FixtureRequest) -> Iterator[Booth]:
     """Kubebooth installed by its chart with the bundled store, and the shapes model uploaded."""
     cluster: RealApi | GivenCluster
@@ -30,5 +30,5 @@ def booth(request: pytest.FixtureRequest) -> Iterator[Booth]:
     installed.upload_model("shapes", SHAPES / "base")
     yield installed
     installed.close()
-    if KUBECONFIG:
-        installed.uninstall()
+    # An operator that stayed would serve the sessions of other tests on the shared cluster.
+    installed.uninstall()

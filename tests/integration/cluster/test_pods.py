@@ -126,7 +126,7 @@ def test_volumes_hold_what_they_name_and_read_only_means_it(
         for path in /etc/kubebooth/run/x /frozen/x /usr/x /x; do
             touch $path 2>/dev/null && echo "wrote $path"
         done
-        ls -d ~root/.cache /home /tmp/* 2>/dev/null || echo "nothing of the host"
+        ls -d ~root/.cache /home /tmp/kbt-* 2>/dev/null || echo "nothing of the host"
     """
     container = _container(
         script, volumeMounts=mounts, securityContext={"readOnlyRootFilesystem": True}
