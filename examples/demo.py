@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from kubebooth_cluster import binaries
+from kubebooth_cluster.places import cluster_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SESSION = "quickstart"
@@ -30,7 +31,7 @@ def main() -> int:
     else:
         _say("starting the one-machine Kubernetes (5 s; the first time up to 10 min)")
         _run([sys.executable, "-m", "kubebooth_cluster", "up"], environment)
-        environment["KUBECONFIG"] = _cluster_kubeconfig()
+        environment["KUBECONFIG"] = str(cluster_folder("demo") / "kubeconfig")
     demo = Demo(environment, options.namespace)
     demo.install(options.helm_set)
     demo.upload()
@@ -132,19 +133,6 @@ def _options() -> argparse.Namespace:
     if options.kubeconfig:
         options.kubeconfig = Path(options.kubeconfig)
     return options
-
-
-def _cluster_kubeconfig() -> str:
-    told = subprocess.run(
-        [sys.executable, "-m", "kubebooth_cluster", "env"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    for line in told.splitlines():
-        if "KUBECONFIG=" in line:
-            return line.split("KUBECONFIG=", 1)[1].strip().strip("'\"")
-    raise SystemExit("the cluster did not tell its kubeconfig; try: make clean, then make demo")
 
 
 def _run(

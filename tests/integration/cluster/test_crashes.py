@@ -60,12 +60,12 @@ def test_a_new_agent_takes_over_running_pods_and_learns_how_others_ended(
 ) -> None:
     _create(breakable, space, "counts", _COUNT)
     stay = breakable.wait_pod(space, "counts", "Running")
-    marks = "while ! test -e /work/go; do sleep 0.05; done; exit 65"
+    marks = "while ! test -e /scratch/go; do sleep 0.05; done; exit 65"
     container = {
         "name": "main",
         "image": "busybox",
         "command": ["sh", "-c", marks],
-        "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+        "volumeMounts": [{"name": "work", "mountPath": "/scratch"}],
     }
     body = {
         "metadata": {"name": "ends"},
@@ -267,13 +267,13 @@ def test_a_pod_of_a_deleted_node_is_a_disruption_and_its_job_goes_on_elsewhere(
 def test_an_agent_killed_again_and_again_loses_no_pod_and_runs_none_twice(
     breakable: RealCluster, space: str
 ) -> None:
-    script = "echo once >> /work/log; sleep 0.7; exit 0"
+    script = "echo once >> /scratch/log; sleep 0.7; exit 0"
     for number in range(12):
         container = {
             "name": "main",
             "image": "busybox",
             "command": ["sh", "-c", script],
-            "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+            "volumeMounts": [{"name": "work", "mountPath": "/scratch"}],
         }
         spec = {
             "restartPolicy": "Never",

@@ -222,13 +222,13 @@ def test_an_unknown_image_is_an_image_pull_error_until_the_table_has_it(
 def test_init_containers_run_in_order_and_a_failing_one_fails_the_pod(
     cluster: RealCluster, cluster_namespace: str
 ) -> None:
-    mount = [{"name": "work", "mountPath": "/work"}]
+    mount = [{"name": "work", "mountPath": "/scratch"}]
     volumes = [{"name": "work", "emptyDir": {}}]
     inits = [
-        {**_container(f"echo {name} >> /work/order", volumeMounts=mount), "name": name}
+        {**_container(f"echo {name} >> /scratch/order", volumeMounts=mount), "name": name}
         for name in ("one", "two")
     ]
-    main = _container("cat /work/order", volumeMounts=mount)
+    main = _container("cat /scratch/order", volumeMounts=mount)
     _create(cluster, cluster_namespace, "good", main, initContainers=inits, volumes=volumes)
     broken = [{**_container("exit 9"), "name": "broken"}]
     _create(cluster, cluster_namespace, "bad", main, initContainers=broken, volumes=volumes)
@@ -245,16 +245,16 @@ def test_init_containers_run_in_order_and_a_failing_one_fails_the_pod(
 def test_a_sidecar_starts_before_the_main_container_and_stops_after_it(
     cluster: RealCluster, cluster_namespace: str
 ) -> None:
-    mount = [{"name": "work", "mountPath": "/work"}]
+    mount = [{"name": "work", "mountPath": "/scratch"}]
     sidecar = _container(
-        "trap 'echo sidecar stops >> /work/order; exit 0' TERM;"
-        "sleep 0.3; touch /work/up; while :; do sleep 0.05; done",
+        "trap 'echo sidecar stops >> /scratch/order; exit 0' TERM;"
+        "sleep 0.3; touch /scratch/up; while :; do sleep 0.05; done",
         volumeMounts=mount,
         restartPolicy="Always",
-        startupProbe={"exec": {"command": ["test", "-e", "/work/up"]}, "periodSeconds": 1},
+        startupProbe={"exec": {"command": ["test", "-e", "/scratch/up"]}, "periodSeconds": 1},
     )
     sidecar["name"] = "side"
-    main = _container("test -e /work/up && echo main >> /work/order", volumeMounts=mount)
+    main = _container("test -e /scratch/up && echo main >> /scratch/order", volumeMounts=mount)
     reader = "/order"
     volumes = [{"name": "work", "emptyDir": {}}]
     _create(cluster, cluster_namespace, "pod", main, initContainers=[sidecar], volumes=volumes)
@@ -335,8 +335,8 @@ def test_termination_grants_the_grace_period_runs_pre_stop_and_then_kills(
     cluster: RealCluster, cluster_namespace: str
 ) -> None:
     polite = _container("trap 'echo term; exit 7' TERM; while :; do sleep 0.05; done")
-    polite["lifecycle"] = {"preStop": {"exec": {"command": ["touch", "/work/pre"]}}}
-    polite["volumeMounts"] = [{"name": "work", "mountPath": "/work"}]
+    polite["lifecycle"] = {"preStop": {"exec": {"command": ["touch", "/scratch/pre"]}}}
+    polite["volumeMounts"] = [{"name": "work", "mountPath": "/scratch"}]
     volumes = [{"name": "work", "emptyDir": {}}]
     _create(cluster, cluster_namespace, "polite", polite, volumes=volumes)
     stubborn = _container("trap '' TERM; while :; do sleep 0.05; done")
@@ -367,14 +367,14 @@ def test_probes_gate_readiness_and_restart_the_unhealthy(
     server = {
         "name": "main",
         "image": "python",
-        "command": ["sh", "-c", "cd /work; exec python3 -m http.server --bind $POD_IP 8080"],
+        "command": ["sh", "-c", "cd /scratch; exec python3 -m http.server --bind $POD_IP 8080"],
         "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "ports": [{"name": "http", "containerPort": 8080}],
-        "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+        "volumeMounts": [{"name": "work", "mountPath": "/scratch"}],
         "startupProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 1},
         "readinessProbe": {"httpGet": {"path": "/ready", "port": "http"}, **quick},
-        "livenessProbe": {"exec": {"command": ["test", "!", "-e", "/work/sick"]}, **quick},
-        "lifecycle": {"postStart": {"exec": {"command": ["touch", "/work/started"]}}},
+        "livenessProbe": {"exec": {"command": ["test", "!", "-e", "/scratch/sick"]}, **quick},
+        "lifecycle": {"postStart": {"exec": {"command": ["touch", "/scratch/started"]}}},
     }
     volumes = [{"name": "work", "emptyDir": {}}]
     _create(
@@ -427,8 +427,8 @@ def test_a_pod_past_its_deadline_or_over_its_scratch_limit_fails(
         terminationGracePeriodSeconds=1,
     )
     full = _container(
-        "head -c 3000000 /dev/zero > /work/big; sleep 60",
-        volumeMounts=[{"name": "work", "mountPath": "/work"}],
+        "head -c 3000000 /dev/zero > /scratch/big; sleep 60",
+        volumeMounts=[{"name": "work", "mountPath": "/scratch"}],
     )
     volumes = [{"name": "work", "emptyDir": {"sizeLimit": "1Mi"}}]
     _create(
@@ -469,8 +469,8 @@ def test_a_root_image_is_refused_where_root_is_forbidden_and_users_are_what_is_a
 def test_a_sub_path_that_leaves_its_volume_is_refused(
     cluster: RealCluster, cluster_namespace: str
 ) -> None:
-    mount = {"name": "work", "mountPath": "/work"}
-    init = {**_container("ln -s / /work/out", volumeMounts=[mount]), "name": "plant"}
+    mount = {"name": "work", "mountPath": "/scratch"}
+    init = {**_container("ln -s / /scratch/out", volumeMounts=[mount]), "name": "plant"}
     main = _container(
         "ls /escape", volumeMounts=[{**mount, "mountPath": "/escape", "subPath": "out"}]
     )
