@@ -2,15 +2,21 @@
 
 <root>/
   models/<name>/                          base models (Diffusers layout + manifest.json)
+  models/fetched-<digest12>/              models of a hub or URL, keyed by their source
+  conversions/<namespace>/<name>/
+    artifacts/<name>/<digest12>/          published, immutable + manifest.json
+    artifacts/<name>/current.json         pointer to the newest
   sessions/<namespace>/<name>/
     uploads/                              the user's pictures and captions; never written by us
     datasets/<digest12>/                  validated snapshot + manifest.json
     class-images/<digest12>/              generated class images + manifest.json
+    cache/<digest12>/                     latents or text embeddings + manifest.json
     runs/<digest12>/
       run.json                            what was asked
       report.json                         what came of it, written last
       checkpoints/<stage>-<step>/         resumable state + manifest.json
       samples/<stage>-<step>/             contact sheets + manifest.json
+      tensorboard/                        event files
       artifacts/<name>/<digest12>/        published, immutable + manifest.json
       artifacts/<name>/current.json       pointer to the newest, moved by compare-and-swap
 """
@@ -40,6 +46,16 @@ def model(name: str) -> str:
     return f"models/{_segment(name)}"
 
 
+def fetched_model(source_digest: str) -> str:
+    """Prefix of a model that was fetched from a hub or a URL, keyed by what names its content."""
+    return f"models/fetched-{short(source_digest)}"
+
+
+def conversion(namespace: str, name: str) -> str:
+    """Prefix of everything that belongs to one ModelConversion."""
+    return f"conversions/{_segment(namespace)}/{_segment(name)}"
+
+
 def session(namespace: str, name: str) -> str:
     """Prefix of everything that belongs to one session."""
     return f"sessions/{_segment(namespace)}/{_segment(name)}"
@@ -60,6 +76,11 @@ def class_images(session_prefix: str, digest: str) -> str:
     return f"{session_prefix}/class-images/{short(digest)}"
 
 
+def cache(session_prefix: str, digest: str) -> str:
+    """Prefix of computed latents or text embeddings, keyed by what determines them."""
+    return f"{session_prefix}/cache/{short(digest)}"
+
+
 def run(session_prefix: str, digest: str) -> str:
     """Prefix of one run's results."""
     return f"{session_prefix}/runs/{short(digest)}"
@@ -73,6 +94,11 @@ def checkpoint(run_prefix: str, stage: str, step: int) -> str:
 def samples(run_prefix: str, stage: str, step: int) -> str:
     """Prefix of sample pictures made at one step."""
     return f"{run_prefix}/samples/{_segment(stage)}-{step:08d}"
+
+
+def tensorboard(run_prefix: str) -> str:
+    """Prefix of a run's TensorBoard event files."""
+    return f"{run_prefix}/tensorboard"
 
 
 def artifact(run_prefix: str, name: str, digest: str) -> str:

@@ -10,10 +10,20 @@ from pydantic import Field, StringConstraints, TypeAdapter
 from kubebooth_api.artifacts import Artifact, Checkpoint, Uri
 from kubebooth_api.digests import Digest, digest_json
 from kubebooth_api.door import Door
-from kubebooth_api.v1alpha1.base_model import BaseModelRef, Variant
+from kubebooth_api.v1alpha1.base_model import BaseModelRef, ModelSource, Variant
+from kubebooth_api.v1alpha1.common import SecretKeyRef
+from kubebooth_api.v1alpha1.conversion import (
+    ConversionCounts,
+    ConversionTarget,
+    Detected,
+    ModelKind,
+    PredictionType,
+    SourceVariant,
+    Verify,
+)
 from kubebooth_api.v1alpha1.dataset import Captions, Concept, ImageSource, Preprocess
 from kubebooth_api.v1alpha1.publish import Output, Trackers
-from kubebooth_api.v1alpha1.session_status import DatasetStatus, Progress
+from kubebooth_api.v1alpha1.session_status import DatasetStatus, Hints, Progress
 from kubebooth_api.v1alpha1.training import Checkpoints, Samples, Training
 from kubebooth_api.v1alpha1.vision import Extraction, Gate
 
@@ -53,6 +63,9 @@ class PrepareRun(Door):
     """Where everything stands."""
     base_model: BaseModelRef
     """Model to resolve and verify."""
+    fetched: Artifact | None = None
+    """The base model, where a Fetch or another session left it; absent when it is named by its
+    place in the store."""
     concepts: tuple[Concept, ...]
     """Subjects and their pictures."""
     preprocess: Preprocess = Preprocess()
@@ -67,6 +80,8 @@ class PrepareRun(Door):
     """Table of facts to read from the pictures."""
     class_sources: tuple[ImageSource, ...] = ()
     """Where class images are given."""
+    concept_sources: tuple[ImageSource, ...] = ()
+    """Where the pictures of `training.conceptStage` are."""
 
 
 class TrainRun(Door):
@@ -99,6 +114,69 @@ class TrainRun(Door):
     """Where losses and samples are shown."""
     class_images: Artifact | None = None
     """Given class images in the store; what is missing is generated."""
+    concept_images: Artifact | None = None
+    """Snapshot of the pictures of `training.conceptStage`."""
+
+
+class FetchRun(Door):
+    """Bring a model from a hub or a URL into the store, once, verified."""
+
+    kind: Literal["Fetch"] = "Fetch"
+    session: SessionIdentity
+    """Whose run it is."""
+    store: StoreLocation
+    """Where everything stands."""
+    source: ModelSource
+    """`huggingFace` or `url`; tokens come from the environment, see `token_variable`."""
+    variant: SourceVariant = "Auto"
+    """Variant that it must be; a mismatch is refused with the evidence."""
+    layout: Literal["AsIs", "Diffusers"] = "AsIs"
+    """Form to leave in the store: as it came, or turned into the Diffusers layout."""
+    hub: str = "https://huggingface.co"
+    """Address of the hub; a mirror is another."""
+    allow_private: bool = False
+    """Whether addresses of private networks may be asked."""
+
+
+class MergedLora(Door):
+    """A low-rank update to merge, where it stands in the store."""
+
+    artifact: Artifact
+    """The update."""
+    weight: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    """Strength."""
+
+
+class ConvertRun(Door):
+    """Turn a model of the store into the same model in another form, and prove it."""
+
+    kind: Literal["Convert"] = "Convert"
+    session: SessionIdentity
+    """Namespace and name of the ModelConversion."""
+    store: StoreLocation
+    """Where everything stands."""
+    source: Artifact
+    """The model to convert: a published folder, or a single object when its URI has no manifest."""
+    target: ConversionTarget
+    """What is written."""
+    component: ModelKind = "Auto"
+    """What the source is."""
+    variant: SourceVariant = "Auto"
+    """Variant of the source."""
+    prediction_type: PredictionType = "Auto"
+    """Prediction type of the source."""
+    ema: Literal["Use", "Drop"] = "Drop"
+    """Whether averaged weights replace the plain ones."""
+    vae: Artifact | None = None
+    """VAE that replaces the source's."""
+    merge_loras: tuple[MergedLora, ...] = ()
+    """Low-rank updates to merge."""
+    overwrite: bool = False
+    """Permit moving the name to an artifact made from other inputs."""
+    dry_run: bool = False
+    """Plan and report, and write nothing."""
+    verify: Verify = Verify()
+    """What is proven after writing."""
 
 
 class PurgeRun(Door):
@@ -109,17 +187,20 @@ class PurgeRun(Door):
     """Whose data it is."""
     store: StoreLocation
     """Where everything stands."""
+    owner: Literal["Session", "Conversion"] = "Session"
+    """Kind of object that left."""
 
 
-Run = Annotated[PrepareRun | TrainRun | PurgeRun, Field(discriminator="kind")]
-RUN: TypeAdapter[PrepareRun | TrainRun | PurgeRun] = TypeAdapter(Run)
+AnyRun = FetchRun | PrepareRun | TrainRun | ConvertRun | PurgeRun
+Run = Annotated[AnyRun, Field(discriminator="kind")]
+RUN: TypeAdapter[AnyRun] = TypeAdapter(Run)
 """Parses and prints the JSON of a Run: `RUN.validate_json(text)`."""
 
 
 class RunReport(Door):
     """The last word of a worker; at most `REPORT_LIMIT_BYTES` of JSON."""
 
-    kind: Literal["Prepare", "Train", "Purge"]
+    kind: Literal["Fetch", "Prepare", "Train", "Convert", "Purge"]
     """Which Run it answers."""
     outcome: Literal["Succeeded", "Failed", "Preempted"]
     """How it ended."""
@@ -131,16 +212,26 @@ class RunReport(Door):
     """Exit code, see `exitcodes.ExitCode`."""
     dataset: DatasetStatus | None = None
     """Prepare: the snapshot."""
+    class_images: Artifact | None = None
+    """Prepare: given class images, if any."""
+    concept_images: Artifact | None = None
+    """Prepare: pictures of the concept stage, if any."""
     base_model: Artifact | None = None
-    """Prepare: the verified base model."""
+    """Fetch, Prepare: the verified base model."""
     checkpoint: Checkpoint | None = None
     """Train: newest durable checkpoint."""
     artifacts: Annotated[tuple[Artifact, ...], Field(max_length=4)] = ()
-    """Train: what was published."""
+    """Train, Convert: what was published."""
     samples: Uri | None = None
     """Train: newest sample picture."""
     memory_profile: Annotated[str, StringConstraints(max_length=64)] | None = None
     """Train: memory profile that was used."""
+    hints: Hints = ()
+    """Train: what the losses suggest, in plain words."""
+    detected: Detected | None = None
+    """Fetch, Convert: what the headers of the source say."""
+    counts: ConversionCounts | None = None
+    """Convert: summary of plan and proof."""
     started_at: datetime
     """UTC time of start."""
     finished_at: datetime
@@ -156,6 +247,13 @@ class WorkerStatus(Door):
     """Newest durable checkpoint."""
     samples: Uri | None = None
     """Newest sample picture."""
+
+
+def token_variable(ref: SecretKeyRef) -> str:
+    """Environment variable in which a worker finds the value of a Secret's key."""
+    return (
+        f"KUBEBOOTH_TOKEN_{digest_json([ref.name, ref.key]).removeprefix('sha256:')[:12].upper()}"
+    )
 
 
 def run_digest(

@@ -14,6 +14,9 @@ from kubebooth_api.v1alpha1.runtime import Runtime
 from kubebooth_api.v1alpha1.session import Attempt, LastFailure, Progress, Retry
 
 Precision = Literal["Keep", "Fp16", "Bf16", "Fp32"]
+ModelKind = Literal["Auto", "Pipeline", "Vae", "ControlNet", "Lora"]
+SourceVariant = Literal["Auto", "sd15", "sd21-512", "sd21-768", "sdxl", "flux-dev", "flux-schnell"]
+PredictionType = Literal["Auto", "Epsilon", "VPrediction", "Flow"]
 
 
 class ComponentPrecision(Door):
@@ -73,13 +76,11 @@ class ModelConversionSpec(Door):
     """Model to convert; cannot be changed later."""
     target: ConversionTarget
     """What is written."""
-    component: Literal["Auto", "Pipeline", "Vae", "ControlNet", "Lora"] = "Auto"
+    component: ModelKind = "Auto"
     """What the source is; `Auto` reads it from headers."""
-    variant: Literal["Auto", "sd15", "sd21-512", "sd21-768", "sdxl", "flux-dev", "flux-schnell"] = (
-        "Auto"
-    )
+    variant: SourceVariant = "Auto"
     """Variant of the source; `Auto` reads it from headers and asks where they cannot tell."""
-    prediction_type: Literal["Auto", "Epsilon", "VPrediction", "Flow"] = "Auto"
+    prediction_type: PredictionType = "Auto"
     """Prediction type of the source."""
     ema: Literal["Use", "Drop"] = "Drop"
     """Whether averaged weights replace the plain ones."""

@@ -11,7 +11,11 @@ from kubebooth_api.digests import Digest
 from kubebooth_api.door import Door
 from kubebooth_api.v1alpha1.common import Artifact, Checkpoint, Conditions
 
-STAGES = ("Prepare", "ClassImages", "TextEncoder", "Denoiser", "Samples", "Publish")
+Hints = Annotated[
+    tuple[Annotated[str, StringConstraints(max_length=256)], ...], Field(max_length=4)
+]
+"""Advice in plain words, such as where overfitting began."""
+STAGES = ("Fetch", "Prepare", "ClassImages", "TextEncoder", "Denoiser", "Samples", "Publish")
 """Stages in the order in which a session passes them."""
 
 
@@ -94,7 +98,7 @@ class Attempt(Door):
     number: Annotated[int, Field(ge=1)]
     """Counted from 1 within the session; only the newest are kept."""
     stage: Annotated[str, StringConstraints(max_length=32)]
-    """`Prepare` or `Train`."""
+    """`Fetch`, `Prepare`, `Train` or `Convert`."""
     outcome: Literal["Running", "Succeeded", "Failed", "Preempted"]
     """How it ended."""
     reason: Annotated[str, StringConstraints(max_length=128)] = ""
@@ -203,6 +207,12 @@ class DreamboothSessionStatus(Door):
     """What was published."""
     samples: Annotated[str, StringConstraints(max_length=2048)] | None = None
     """Newest sample picture in the store."""
+    hints: Hints = ()
+    """What the losses of the current run suggest."""
+    class_images: Artifact | None = None
+    """Given class images of the current run, if any."""
+    concept_images: Artifact | None = None
+    """Pictures of the concept stage of the current run, if any."""
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=32)] = ()
     """Newest tries, oldest first."""
     retries: Annotated[int, Field(ge=0)] = 0
