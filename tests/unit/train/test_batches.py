@@ -1,14 +1,21 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from kubebooth_api.v1alpha1.training import Training
-from kubebooth_trainer.families.door import LatentNormal
+from kubebooth_trainer.families.door import Geometry, LatentNormal, Sampling
+from kubebooth_trainer.families.drawing import discrete, logit_normal
 from kubebooth_trainer.train.batches import Example, Feed
 
 
 class Latents:
     """The part of a model that batches ask for."""
 
-    timesteps = 1000
+    def timesteps(
+        self, shares: torch.Tensor, *, sampling: Sampling, size: tuple[int, int]
+    ) -> torch.Tensor:
+        drawn = logit_normal(shares) if sampling == "LogitNormal" else shares
+        return discrete(drawn, count=1000)
 
     def latents(self, distribution: LatentNormal, noise: torch.Tensor) -> torch.Tensor:
         return distribution.mean + distribution.std * noise
@@ -17,7 +24,8 @@ class Latents:
 def example(name: str) -> Example:
     value = float(sum(name.encode()))
     mean = torch.full((4, 2, 2), value)
-    return Example(LatentNormal(mean, torch.ones(4, 2, 2)), f"prompt of {name}", name)
+    whole = Geometry(original=(16, 16), crop=(0, 0), target=(16, 16))
+    return Example(LatentNormal(mean, torch.ones(4, 2, 2)), whole, f"prompt of {name}", name)
 
 
 def feed(*, classes: int = 0, **training: object) -> Feed:
@@ -107,7 +115,7 @@ def test_offset_noise_shifts_whole_channels():
 def test_shuffled_captions_keep_their_parts_and_the_leading_ones_in_place():
     source = feed(captionShuffle=True, captionKeepTokens=1)
     caption = "sks dog, snow, night, red collar"
-    source._instances = [Example(example("x").latent, caption, "x")]
+    source._instances = [replace(example("x"), prompt=caption)]
     seen = {source.batch("Denoiser", step, part=0).prompts[0] for step in range(40)}
     assert len(seen) == 6
     for prompt in seen:

@@ -1,1 +1,1 @@
-"""Any model in, any format out: headers are read, a plan is made, bytes are streamed, then proven."""
+"""Any model in, any format out: headers read, a plan made, bytes streamed, then proven."""

@@ -13,7 +13,7 @@ import torch
 from kubebooth_api.v1alpha1.training import Training
 from torch import Tensor
 
-from kubebooth_trainer.families.door import LatentNormal, Model
+from kubebooth_trainer.families.door import Geometry, LatentNormal, Model
 from kubebooth_trainer.train import draws
 
 
@@ -22,6 +22,7 @@ class Example:
     """A picture as the loop sees it."""
 
     latent: LatentNormal
+    geometry: Geometry
     prompt: str
     name: str
 
@@ -35,7 +36,8 @@ class Batch:
     noise: Tensor
     """float32, same shape."""
     timesteps: Tensor
-    """int64 [n]."""
+    """[n], as the family counts them."""
+    geometry: tuple[Geometry, ...]
     prompts: tuple[str, ...]
     instances: int
     """How many of the n are instance samples."""
@@ -78,7 +80,12 @@ class Feed:
         return Batch(
             latents=torch.stack([sample.latents for sample in samples]).to(self._device),
             noise=torch.stack([sample.noise for sample in samples]).to(self._device),
-            timesteps=torch.tensor([sample.timestep for sample in samples]).to(self._device),
+            timesteps=self._model.timesteps(
+                torch.tensor([sample.share for sample in samples], dtype=torch.float64),
+                sampling=self._training.timestep_sampling,
+                size=samples[0].geometry.target,
+            ).to(self._device),
+            geometry=tuple(sample.geometry for sample in samples),
             prompts=tuple(sample.prompt for sample in samples),
             instances=size,
             names=tuple(sample.name for sample in samples),
@@ -102,17 +109,11 @@ class Feed:
         return _Sample(
             latents=self._model.latents(example.latent, normal("latent")),
             noise=noise,
-            timestep=self._timestep(kind, stage, number),
+            share=draws.share(seed, f"{kind} timestep", stage, number),
+            geometry=example.geometry,
             prompt="" if dropped else self._prompt(example, kind, stage, number),
             name=example.name,
         )
-
-    def _timestep(self, kind: str, stage: str, number: int) -> int:
-        seed, count, purpose = self._training.seed, self._model.timesteps, f"{kind} timestep"
-        if self._training.timestep_sampling != "LogitNormal":
-            return draws.integer(count, seed, purpose, stage, number)
-        share = draws.normal((1,), seed, purpose, stage, number).sigmoid().item()
-        return min(int(share * count), count - 1)
 
     def _prompt(self, example: Example, kind: str, stage: str, number: int) -> str:
         if kind != "instance" or not self._training.caption_shuffle:
@@ -138,7 +139,8 @@ class Feed:
 class _Sample:
     latents: Tensor
     noise: Tensor
-    timestep: int
+    share: float
+    geometry: Geometry
     prompt: str
     name: str
 

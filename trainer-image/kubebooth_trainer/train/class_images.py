@@ -105,7 +105,7 @@ def _paint_missing(
 ) -> None:
     """Paint batch by batch; a batch that is in the store as a whole is taken from there."""
     there = {entry.key.removeprefix(f"{prefix}/") for entry in store.list(prefix)}
-    shape = model.latent_shape(run.resolution)
+    shape = model.latent_shape((run.resolution, run.resolution))
     done = 0
     for batch in batches(range(len(names)), resolution=run.resolution):
         if stop.is_set():

@@ -56,7 +56,7 @@ def choose_memory(
     """
     samples = training.batch_size * (2 if training.prior_preservation else 1)
     parts: tuple[Part, ...] = tuple(dict.fromkeys(p for stage in stages for p in stage.parts))
-    need = model.training_bytes(parts, batch=samples, resolution=resolution)
+    need = model.training_bytes(parts, batch=samples, size=(resolution, resolution))
     short = need > SHARE_OF_FREE_MEMORY * _free_bytes(placement.device)
     on = {"On": True, "Off": False, "Auto": short}[training.gradient_checkpointing]
     model.save_memory(on)

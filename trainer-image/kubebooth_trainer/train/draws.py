@@ -32,6 +32,11 @@ def chance(share: float, seed: int, purpose: str, *index: int | str) -> bool:
     return key(seed, purpose, *index) < share * 2**64
 
 
+def share(seed: int, purpose: str, *index: int | str) -> float:
+    """A share in [0, 1), even; 53 bits."""
+    return (key(seed, purpose, *index) >> 11) / 2**53
+
+
 def normal(shape: Sequence[int], seed: int, purpose: str, *index: int | str) -> Tensor:
     """Standard normal float32 of a shape, drawn on the CPU so that every device trains alike."""
     generator = torch.Generator().manual_seed(key(seed, purpose, *index) >> 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from kubebooth_trainer.errors import DataError
-from kubebooth_trainer.families.door import Model
+from kubebooth_trainer.families.door import Geometry, Model
 from kubebooth_trainer.train.batches import Example
 from kubebooth_trainer.train.dataset import Picture, open_square
 
@@ -23,5 +23,7 @@ def examples(model: Model, pictures: Sequence[Picture], *, resolution: int) -> l
                 f"{picture.name}: the VAE of the base model makes NaN of it; check the base model,"
                 " or leave the picture out"
             )
-        found += [Example(latent, picture.prompt, picture.name)] * picture.repeats
+        edge = (resolution, resolution)
+        whole = Geometry(original=edge, crop=(0, 0), target=edge)
+        found += [Example(latent, whole, picture.prompt, picture.name)] * picture.repeats
     return found

@@ -10,7 +10,7 @@ from kubebooth_api.v1alpha1.training import Training
 from torch import Tensor
 
 from kubebooth_trainer.errors import ConfigurationError
-from kubebooth_trainer.families.door import Model
+from kubebooth_trainer.families.door import Conditioning, Model, Weighting
 from kubebooth_trainer.train import draws
 from kubebooth_trainer.train.batches import Batch, Feed, prior_loss
 from kubebooth_trainer.train.stages import Stage
@@ -37,26 +37,28 @@ class Words:
 
     def __init__(self, model: Model, prompts: Sequence[str], *, frozen: bool) -> None:
         self._model, self._frozen = model, frozen
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[str, Conditioning] = {}
         for prompt in prompts if frozen else ():
             self._one(prompt)
 
-    def _one(self, prompt: str) -> Tensor:
+    def _one(self, prompt: str) -> Conditioning:
         if prompt not in self._known:
             if len(self._known) >= MOST_WORDS:
                 self._known.pop(next(iter(self._known)))
             with torch.no_grad():
                 # By itself: a prompt's embedding must not depend on its neighbours.
-                self._known[prompt] = self._model.embed([prompt])[0]
+                embedded = self._model.embed([prompt])
+                self._known[prompt] = {name: tensor[0] for name, tensor in embedded.items()}
         return self._known[prompt]
 
-    def of(self, prompts: Sequence[str]) -> Tensor:
-        """Conditioning [n, tokens, width]."""
+    def of(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of a batch, in the order of its prompts."""
         if self._frozen:
-            return torch.stack([self._one(prompt) for prompt in prompts])
+            known = [self._one(prompt) for prompt in prompts]
+            return {name: torch.stack([one[name] for one in known]) for name in known[0]}
         distinct = list(dict.fromkeys(prompts))
         places = [distinct.index(prompt) for prompt in prompts]
-        return self._model.embed(distinct)[places]
+        return {name: t[places] for name, t in self._model.embed(distinct).items()}
 
 
 def train_stage(
@@ -103,7 +105,8 @@ def _backward(
             noise=batch.noise,
             timesteps=batch.timesteps,
             conditioning=words.of(batch.prompts),
-            min_snr_gamma=training.min_snr_gamma,
+            geometry=batch.geometry,
+            weighting=Weighting(training.min_snr_gamma, training.guidance),
         )
         loss = prior_loss(losses, instances=batch.instances, weight=weight) / len(parts)
         (loss * scale).backward()  # type: ignore[no-untyped-call]

@@ -102,6 +102,7 @@ def _train(
         workdir / "base",
         placement=placement,
         zero_terminal_snr=run.training.zero_terminal_snr,
+        trained=frozenset(part for stage in stages for part in stage.parts),
     )
     profile = choose_memory(
         model, stages, training=run.training, resolution=run.resolution, placement=placement

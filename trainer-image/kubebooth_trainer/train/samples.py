@@ -51,7 +51,7 @@ def paint_rows(
     on_done: Callable[[int], None],
 ) -> list[list[Image.Image]]:
     """Pictures of each prompt; noise depends on sample seed, prompt number and picture number."""
-    samples, shape = run.samples, model.latent_shape(run.resolution)
+    samples, shape = run.samples, model.latent_shape((run.resolution, run.resolution))
     paintings = [
         Painting(
             prompt,

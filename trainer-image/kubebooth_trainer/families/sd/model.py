@@ -15,12 +15,17 @@ from torch import Tensor, nn
 
 from kubebooth_trainer.errors import DataError
 from kubebooth_trainer.families.door import (
+    Conditioning,
+    Geometry,
     LatentNormal,
     Painting,
     Part,
     Placement,
     PrecisionName,
+    Sampling,
+    Weighting,
 )
+from kubebooth_trainer.families.drawing import discrete, logit_normal
 from kubebooth_trainer.families.sd import files, objective, sampler, save, text
 
 CLASS_NAMES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
@@ -67,15 +72,15 @@ class SdModel:
         """What can be trained."""
         return {"textEncoder": self._text_encoder, "denoiser": self._unet}
 
-    @property
-    def timesteps(self) -> int:
-        """Length of the noise schedule."""
-        return len(self._products)
+    def timesteps(self, shares: Tensor, *, sampling: Sampling, size: tuple[int, int]) -> Tensor:
+        """Whole timesteps, int64 [n]; the size of pictures does not matter here."""
+        drawn = logit_normal(shares) if sampling == "LogitNormal" else shares
+        return discrete(drawn, count=len(self._products))
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """[channels, h, w] of the latents of a square picture of `resolution` pixels."""
-        edge = resolution // 2 ** (len(self._vae.config.block_out_channels) - 1)
-        return int(self._vae.config.latent_channels), edge, edge
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """[channels, h, w] of the latents of a picture of `size` (height, width) in pixels."""
+        scale = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        return int(self._vae.config.latent_channels), size[0] // scale, size[1] // scale
 
     @torch.no_grad()
     def encode_picture(self, picture: Image.Image) -> LatentNormal:
@@ -90,12 +95,12 @@ class SdModel:
         factor = float(self._vae.config.scaling_factor)
         return (distribution.mean + distribution.std * noise) * factor
 
-    def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Text conditioning [n, tokens, width]; carries gradients where they are enabled."""
+    def embed(self, prompts: Sequence[str]) -> Conditioning:
+        """`text` [n, tokens, width]; carries gradients where they are enabled."""
         ids = text.token_ids(self._tokenizer, prompts).to(self._placement.device)
         with self._autocast():
             said: Tensor = self._text_encoder(ids)[0]
-        return said.float()
+        return {"text": said.float()}
 
     def losses(
         self,
@@ -103,17 +108,18 @@ class SdModel:
         *,
         noise: Tensor,
         timesteps: Tensor,
-        conditioning: Tensor,
-        min_snr_gamma: float | None,
+        conditioning: Conditioning,
+        geometry: Sequence[Geometry],
+        weighting: Weighting,
     ) -> Tensor:
-        """Loss of each sample, float32 [n]."""
+        """Loss of each sample, float32 [n]; geometry is of no use here."""
         products = self._products[timesteps]
         noisy = objective.add_noise(latents, noise, products)
         with self._autocast():
-            said = self._unet(noisy, timesteps, conditioning, return_dict=False)[0]
+            said = self._unet(noisy, timesteps, conditioning["text"], return_dict=False)[0]
         weights = (
-            objective.min_snr_weights(self._kind, products, gamma=min_snr_gamma)
-            if min_snr_gamma is not None
+            objective.min_snr_weights(self._kind, products, gamma=weighting.min_snr_gamma)
+            if weighting.min_snr_gamma is not None
             else None
         )
         wanted = objective.target(self._kind, latents, noise, products)
@@ -126,7 +132,7 @@ class SdModel:
         else:
             self._unet.disable_gradient_checkpointing()
 
-    def training_bytes(self, parts: Sequence[Part], *, batch: int, resolution: int) -> int:
+    def training_bytes(self, parts: Sequence[Part], *, batch: int, size: tuple[int, int]) -> int:
         """Estimated memory of one update without gradient checkpointing, in bytes.
 
         Weights of everything, gradients and two Adam moments of what is trained, activations.
@@ -134,9 +140,9 @@ class SdModel:
         modules = (self._unet, self._text_encoder, self._vae)
         weights = 4 * sum(p.numel() for module in modules for p in module.parameters())
         trained = 12 * sum(p.numel() for part in parts for p in self.parts[part].parameters())
-        edge = self.latent_shape(resolution)[1]
+        _, height, across = self.latent_shape(size)
         width = int(self._unet.config.block_out_channels[0])
-        return weights + trained + ACTIVATION_BYTES * width * edge * edge * batch
+        return weights + trained + ACTIVATION_BYTES * width * height * across * batch
 
     @torch.no_grad()
     def paint(
@@ -191,7 +197,8 @@ class SdModel:
         if guided:
             prompts = [painting.negative_prompt for painting in paintings] + prompts
         distinct = list(dict.fromkeys(prompts))
-        conditioning = self.embed(distinct)[[distinct.index(prompt) for prompt in prompts]]
+        places = [distinct.index(prompt) for prompt in prompts]
+        conditioning = self.embed(distinct)["text"][places]
 
         def predict(latents: Tensor, timestep: int) -> Tensor:
             doubled = torch.cat([latents, latents]) if guided else latents
@@ -212,7 +219,9 @@ class SdModel:
         return Image.fromarray(np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy()))
 
 
-def load(folder: Path, *, placement: Placement, zero_terminal_snr: bool) -> SdModel:
+def load(
+    folder: Path, *, placement: Placement, zero_terminal_snr: bool, trained: frozenset[Part]
+) -> SdModel:
     """Open a Diffusers layout of Stable Diffusion in float32. Raises `DataError`."""
     return SdModel(folder, placement=placement, zero_terminal_snr=zero_terminal_snr)
 
