@@ -27,7 +27,13 @@ from kubebooth_trainer.worker import STORE_TIMEOUT_S
 _LOG = logging.getLogger("kubebooth_trainer")
 _PORT = 8080
 _MOST_TIMEOUT_S = 3600.0
-_FIRST_STAGE = {"Prepare": "Prepare", "Train": "ClassImages", "Purge": "Purge"}
+_FIRST_STAGE = {
+    "Fetch": "Fetch",
+    "Prepare": "Prepare",
+    "Train": "ClassImages",
+    "Convert": "Convert",
+    "Purge": "Purge",
+}
 _EPILOG = """\
 exit codes:
   0 done · 64 the Run asks for what cannot be done · 65 pictures, captions or model are bad ·

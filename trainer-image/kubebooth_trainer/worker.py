@@ -13,13 +13,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kubebooth_api import layout
 from kubebooth_api.artifacts import Artifact, Checkpoint
 from kubebooth_api.door import explain
 from kubebooth_api.exitcodes import ExitCode
-from kubebooth_api.runs import RUN, PrepareRun, PurgeRun, RunReport, TrainRun
+from kubebooth_api.runs import (
+    RUN,
+    AnyRun,
+    ConvertRun,
+    FetchRun,
+    PrepareRun,
+    PurgeRun,
+    RunReport,
+    TrainRun,
+)
+from kubebooth_api.v1alpha1.conversion import ConversionCounts, Detected
 from kubebooth_api.v1alpha1.session import DatasetStatus
 from kubebooth_store import (
     Conflict,
@@ -50,8 +60,7 @@ _MAX_RUN_BYTES = 1 << 20
 STORE_TIMEOUT_S = 120.0
 """Longest wait for one request to the store with all its tries."""
 
-Kind = Literal["Prepare", "Train", "Purge"]
-AnyRun = PrepareRun | TrainRun | PurgeRun
+Kind = Literal["Fetch", "Prepare", "Train", "Convert", "Purge"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class Answer:
     artifacts: tuple[Artifact, ...] = ()
     samples: str | None = None
     memory_profile: str | None = None
+    detected: Detected | None = None
+    counts: ConversionCounts | None = None
 
 
 def read_run(path: Path) -> AnyRun:
@@ -97,7 +108,7 @@ def kind_of(path: Path) -> Kind:
     except (OSError, ValueError, RecursionError):
         return "Prepare"
     kind = value.get("kind") if isinstance(value, dict) else None
-    kinds: tuple[Kind, ...] = ("Prepare", "Train", "Purge")
+    kinds: tuple[Kind, ...] = ("Fetch", "Prepare", "Train", "Convert", "Purge")
     return next((known for known in kinds if known == kind), "Prepare")
 
 
@@ -134,6 +145,8 @@ def succeeded(kind: Kind, answer: Answer, *, started_at: datetime) -> RunReport:
         artifacts=answer.artifacts,
         samples=answer.samples,
         memory_profile=answer.memory_profile,
+        detected=answer.detected,
+        counts=answer.counts,
         started_at=started_at,
         finished_at=now(),
     )
@@ -208,13 +221,30 @@ def _guarded(stage: Callable[[Store], Answer], store: Store) -> Answer:
 
 
 def _dispatch(run: AnyRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:
-    if isinstance(run, PrepareRun):
-        return _prepare(run, store, reporter, workdir)
-    if isinstance(run, PurgeRun):
-        from kubebooth_trainer.purge import purge
+    stages: dict[type[Any], Callable[[Any, Store, Reporter, Path], Answer]] = {
+        FetchRun: _fetch,
+        PrepareRun: _prepare,
+        TrainRun: _train,
+        ConvertRun: _convert,
+        PurgeRun: _purge,
+    }
+    return stages[type(run)](run, store, reporter, workdir)
 
-        return Answer(purge(run, store=store, reporter=reporter))
-    return _train(run, store, reporter, workdir)
+
+def _fetch(run: FetchRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:
+    raise ConfigurationError("this version of the worker cannot fetch models", reason="Unsupported")
+
+
+def _convert(run: ConvertRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:
+    raise ConfigurationError(
+        "this version of the worker cannot convert models", reason="Unsupported"
+    )
+
+
+def _purge(run: PurgeRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:
+    from kubebooth_trainer.purge import purge
+
+    return Answer(purge(run, store=store, reporter=reporter))
 
 
 def _prepare(run: PrepareRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:
