@@ -87,13 +87,20 @@ class Copy:
 
 @dataclass(frozen=True)
 class Compute:
-    """What takes arithmetic or a shuffle; `how` is the dotted name of the step."""
+    """What takes arithmetic or a shuffle; `how` is the name of the step.
+
+    Cast, Gather: every input is laid out row-major (by its strides, if it has any), cast to the
+    dtype of the `Planned` where that differs, and the inputs follow one another.
+    Transpose: the same of one two-dimensional input, with its dimensions exchanged.
+    Merge: `inputs[0]` plus the low-rank updates, summed in float32, cast to the dtype of the
+    `Planned`.
+    """
 
     how: Literal["Cast", "Transpose", "Gather", "Merge"]
     inputs: tuple[Tensor, ...]
     weights: tuple[float, ...] = ()
     """Merge: strength of each low-rank update; its down and up tensors follow the base in
-    `inputs`."""
+    `inputs`: base + Σ weight · (up as [out, r]) @ (down as [r, in]), in the base's shape."""
 
 
 @dataclass(frozen=True)
