@@ -24,6 +24,11 @@ Uri = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 """`s3://bucket/key` or `file:///path`."""
 
 
+UNKNOWN_DIGEST = f"sha256:{'0' * 64}"
+"""Digest of an `Artifact` that is only named by its place: whoever reads it takes what stands
+there, and its size of 0 says nothing."""
+
+
 class FileEntry(Door):
     """One file of a manifest."""
 

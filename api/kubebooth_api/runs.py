@@ -156,7 +156,8 @@ class ConvertRun(Door):
     store: StoreLocation
     """Where everything stands."""
     source: Artifact
-    """The model to convert: a published folder, or a single object when its URI has no manifest."""
+    """The model to convert: a published folder, or a single object when its URI has no manifest.
+    Its digest is `UNKNOWN_DIGEST` where only its place is known."""
     target: ConversionTarget
     """What is written."""
     component: ModelKind = "Auto"
@@ -232,6 +233,8 @@ class RunReport(Door):
     """Fetch, Convert: what the headers of the source say."""
     counts: ConversionCounts | None = None
     """Convert: summary of plan and proof."""
+    source_digest: Digest | None = None
+    """Convert: digest of the source as it was read."""
     started_at: datetime
     """UTC time of start."""
     finished_at: datetime
@@ -264,6 +267,8 @@ def run_digest(
     dataset_digest: str,
     base_model_digest: str,
     rerun: str = "",
+    class_images_digest: str | None = None,
+    concept_images_digest: str | None = None,
 ) -> str:
     """Identity of a run: everything that determines its result.
 
@@ -281,6 +286,7 @@ def run_digest(
     inputs.get("conceptStage", {}).pop("steps", None)
     for name in ("gradientCheckpointing", "allowNonNativeResolution", "resolution"):
         inputs.pop(name, None)
+    given = {"classImages": class_images_digest, "conceptImages": concept_images_digest}
     return digest_json(
         {
             "training": inputs,
@@ -289,5 +295,6 @@ def run_digest(
             "dataset": dataset_digest,
             "baseModel": base_model_digest,
             "rerun": rerun,
+            **{name: digest for name, digest in given.items() if digest is not None},
         }
     )

@@ -8,6 +8,7 @@ from typing import Literal
 from kubebooth_cli.session import Session
 
 State = Literal["done", "active", "begun", "waiting"]
+_OF_PHASE = {"Fetching": "Fetch", "Preparing": "Prepare"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Board:
 
     @staticmethod
     def _current(session: Session) -> str:
+        if session.phase == "Exporting":
+            return "Export"
         if session.progress is not None:
             return session.progress.stage
-        return "Prepare" if session.phase == "Preparing" else ""
+        return _OF_PHASE.get(session.phase, "")

@@ -141,6 +141,13 @@ def _stages(spec: Mapping[str, Any]) -> tuple[str, ...]:
             absent.add(name)
     if _mapping(training.get("textEncoder")).get("mode") == "Joint":
         absent.add("TextEncoder")
+    source = _mapping(_mapping(spec.get("baseModel")).get("source"))
+    if not (source.get("huggingFace") or source.get("url")):
+        absent.add("Fetch")
+    if all(
+        _mapping(o).get("format", "Diffusers") == "Diffusers" for o in spec.get("outputs") or ()
+    ):
+        absent.add("Export")
     return tuple(stage for stage in STAGES if stage not in absent)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from kubebooth_api.digests import Digest
 from kubebooth_api.door import Door, Rule
 from kubebooth_api.v1alpha1.common import (
     HuggingFaceSource,
@@ -28,6 +29,8 @@ class ModelSource(Door):
     """A single-file checkpoint behind a URL."""
     session: ObjectRef | None = None
     """The artifact of another DreamboothSession in this namespace."""
+    digest: Digest | None = None
+    """Digest that the model must have; anything else is refused."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         exactly_one("store", "huggingFace", "url", "session", of="a model source"),

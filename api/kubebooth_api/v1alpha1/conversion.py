@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
@@ -12,6 +13,7 @@ from kubebooth_api.v1alpha1.base_model import ModelSource
 from kubebooth_api.v1alpha1.common import Artifact, Conditions, DnsLabel, Storage
 from kubebooth_api.v1alpha1.runtime import Runtime
 from kubebooth_api.v1alpha1.session import Attempt, LastFailure, Progress, Retry
+from kubebooth_api.v1alpha1.session_status import FetchedModels
 
 Precision = Literal["Keep", "Fp16", "Bf16", "Fp32"]
 ModelKind = Literal["Auto", "Pipeline", "Vae", "ControlNet", "Lora"]
@@ -166,7 +168,25 @@ class ModelConversionStatus(Door):
     """Progress in a few words, for `kubectl get`."""
     artifact: Artifact | None = None
     """What was published."""
+    summary: Annotated[str, StringConstraints(max_length=100)] | None = None
+    """The message, cut to fit a line of `kubectl get`."""
+    fetched: FetchedModels = ()
+    """Models that came from a hub, a URL or a session."""
+    completed_target: Digest | None = None
+    """Digest of source and options that were reached; absent while unfinished."""
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=32)] = ()
     """Newest tries, oldest first."""
+    retries: Annotated[int, Field(ge=0)] = 0
+    """Failures of the current work that count against `retry.limit`."""
+    work_digest: Digest | None = None
+    """Digest of the work that `retries` and `nextRetryAt` speak of; other work starts at 0."""
+    counted_job: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """UID of the newest Job whose failure is counted in `retries`."""
+    next_retry_at: datetime | None = None
+    """When the next try starts."""
+    started_at: datetime | None = None
+    """When the current work was first seen."""
+    completed_at: datetime | None = None
+    """When it was completed."""
     last_failure: LastFailure | None = None
     """The newest failure."""

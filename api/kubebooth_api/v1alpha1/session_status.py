@@ -15,7 +15,16 @@ Hints = Annotated[
     tuple[Annotated[str, StringConstraints(max_length=256)], ...], Field(max_length=4)
 ]
 """Advice in plain words, such as where overfitting began."""
-STAGES = ("Fetch", "Prepare", "ClassImages", "TextEncoder", "Denoiser", "Samples", "Publish")
+STAGES = (
+    "Fetch",
+    "Prepare",
+    "ClassImages",
+    "TextEncoder",
+    "Denoiser",
+    "Samples",
+    "Publish",
+    "Export",
+)
 """Stages in the order in which a session passes them."""
 
 
@@ -169,6 +178,19 @@ class RunStatus(Door):
     """Digest of the targets (run, steps, outputs) that were reached; absent while unfinished."""
 
 
+class Fetched(Door):
+    """A model that a worker brought into the store, or that another session published."""
+
+    input_digest: Digest
+    """Digest of what names it, so that unchanged sources are never fetched twice."""
+    artifact: Artifact
+    """Where it stands in the store."""
+
+
+FetchedModels = Annotated[tuple[Fetched, ...], Field(max_length=24)]
+"""Models in the store, by what names them."""
+
+
 class DreamboothSessionStatus(Door):
     """What is the case."""
 
@@ -213,6 +235,8 @@ class DreamboothSessionStatus(Door):
     """Given class images of the current run, if any."""
     concept_images: Artifact | None = None
     """Pictures of the concept stage of the current run, if any."""
+    fetched: FetchedModels = ()
+    """The base model where it came from a hub, a URL or another session."""
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=32)] = ()
     """Newest tries, oldest first."""
     retries: Annotated[int, Field(ge=0)] = 0
