@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from kubebooth_trainer.errors import ConfigurationError, DataError
-from kubebooth_trainer.families.sd import objective, sampler
+from kubebooth_trainer.families import diffusion, solver
 from kubebooth_trainer.train.batches import prior_loss
 
 CONFIG = {
@@ -14,7 +14,7 @@ CONFIG = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
 }
-PRODUCTS = objective.alphas_cumprod(CONFIG)
+PRODUCTS = diffusion.alphas_cumprod(CONFIG)
 
 
 def peer(prediction: str = "epsilon") -> DDPMScheduler:
@@ -28,11 +28,11 @@ def some(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
 def test_the_noise_schedule_is_that_of_diffusers(schedule: str):
     config = {**CONFIG, "beta_schedule": schedule}
-    assert torch.equal(objective.alphas_cumprod(config), DDPMScheduler(**config).alphas_cumprod)
+    assert torch.equal(diffusion.alphas_cumprod(config), DDPMScheduler(**config).alphas_cumprod)
 
 
 def test_zero_terminal_snr_is_that_of_the_paper():
-    ours = objective.alphas_cumprod(CONFIG, zero_terminal_snr=True)
+    ours = diffusion.alphas_cumprod(CONFIG, zero_terminal_snr=True)
     betas = rescale_zero_terminal_snr(peer().betas)
     assert ours[-1] == 0
     assert ours[0] == pytest.approx(PRODUCTS[0].item(), rel=1e-6)
@@ -44,24 +44,24 @@ def test_noising_and_targets_equal_those_of_diffusers(prediction: str):
     latents, noise = some(3, 4, 8, 8), some(3, 4, 8, 8, seed=1)
     times = torch.tensor([0, 500, 999])
     products = PRODUCTS[times]
-    noisy = objective.add_noise(latents, noise, products)
+    noisy = diffusion.add_noise(latents, noise, products)
     assert torch.allclose(noisy, peer().add_noise(latents, noise, times), atol=1e-6)
     wanted = noise if prediction == "epsilon" else peer().get_velocity(latents, noise, times)
-    assert torch.allclose(objective.target(prediction, latents, noise, products), wanted, atol=1e-6)
+    assert torch.allclose(diffusion.target(prediction, latents, noise, products), wanted, atol=1e-6)
 
 
 def test_min_snr_weights_are_the_closed_forms():
     snr = PRODUCTS / (1 - PRODUCTS)
     clipped = snr.clamp(max=5)
-    epsilon = objective.min_snr_weights("epsilon", PRODUCTS, gamma=5)
-    velocity = objective.min_snr_weights("v_prediction", PRODUCTS, gamma=5)
+    epsilon = diffusion.min_snr_weights("epsilon", PRODUCTS, gamma=5)
+    velocity = diffusion.min_snr_weights("v_prediction", PRODUCTS, gamma=5)
     assert torch.allclose(epsilon, clipped / snr, rtol=1e-4)
     assert torch.allclose(velocity, clipped / (snr + 1), rtol=1e-4)
 
 
 def test_min_snr_of_v_prediction_is_defined_at_pure_noise():
-    products = objective.alphas_cumprod(CONFIG, zero_terminal_snr=True)
-    weights = objective.min_snr_weights("v_prediction", products, gamma=5)
+    products = diffusion.alphas_cumprod(CONFIG, zero_terminal_snr=True)
+    weights = diffusion.min_snr_weights("v_prediction", products, gamma=5)
     assert torch.isfinite(weights).all()
     assert weights[-1] == 0
 
@@ -70,8 +70,8 @@ def test_min_snr_of_v_prediction_is_defined_at_pure_noise():
 def test_prior_loss_with_min_snr_weighs_each_sample_by_its_own_timestep(size: int):
     said, wanted = some(2 * size, 4, 8, 8), some(2 * size, 4, 8, 8, seed=1)
     times = torch.arange(2 * size) * 150
-    weights = objective.min_snr_weights("epsilon", PRODUCTS[times], gamma=5)
-    losses = objective.losses(said, wanted, weights)
+    weights = diffusion.min_snr_weights("epsilon", PRODUCTS[times], gamma=5)
+    losses = diffusion.losses(said, wanted, weights)
     by_hand = [
         torch.nn.functional.mse_loss(said[i], wanted[i]).item() * weights[i].item()
         for i in range(2 * size)
@@ -88,28 +88,28 @@ def test_without_class_images_the_loss_is_the_plain_mean():
 @pytest.mark.parametrize("wrong", [{"beta_schedule": "squaredcos_cap_v2"}, {"trained_betas": [1]}])
 def test_an_unknown_noise_schedule_is_refused_by_file(wrong: dict[str, object]):
     with pytest.raises(DataError, match=r"scheduler_config\.json"):
-        objective.alphas_cumprod({**CONFIG, **wrong})
+        diffusion.alphas_cumprod({**CONFIG, **wrong})
 
 
 def test_zero_terminal_snr_without_v_prediction_is_refused_by_field():
     with pytest.raises(ConfigurationError, match=r"training\.zeroTerminalSnr"):
-        objective.prediction_of(CONFIG, zero_terminal_snr=True)
+        diffusion.prediction_of(CONFIG, zero_terminal_snr=True)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 2, 8, 25])
 def test_the_sampler_walks_the_path_of_diffusers(prediction: str, steps: int):
     start = some(2, 4, 8, 8)
-    solver = DPMSolverMultistepScheduler(**CONFIG, prediction_type=prediction)
+    peer_solver = DPMSolverMultistepScheduler(**CONFIG, prediction_type=prediction)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        solver.set_timesteps(steps)
+        peer_solver.set_timesteps(steps)
 
     def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
         return torch.sin(latents * (1 + timestep / 1000))
 
     theirs = start
-    for timestep in solver.timesteps:
-        theirs = solver.step(predict(theirs, int(timestep)), timestep, theirs).prev_sample
-    ours = sampler.sample(predict, start, products=PRODUCTS, kind=prediction, inference_steps=steps)
+    for timestep in peer_solver.timesteps:
+        theirs = peer_solver.step(predict(theirs, int(timestep)), timestep, theirs).prev_sample
+    ours = solver.sample(predict, start, products=PRODUCTS, kind=prediction, inference_steps=steps)
     assert torch.allclose(ours, theirs, atol=2e-3)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kubebooth_trainer.families.sd.objective import Prediction
+from kubebooth_trainer.families.diffusion import Prediction
 
 LEAST_SIGNAL = 2.0**-24
 """Stands for the signal of pure noise, which has no logarithm."""
