@@ -62,6 +62,16 @@ Form = Literal["Diffusers", "Safetensors", "Ckpt"]
 
 
 @dataclass(frozen=True)
+class Check:
+    """What a source promises of its own bytes; one of the two is given."""
+
+    segment: Segment
+    crc32: int | None = None
+    sha256: str | None = None
+    """64 hex digits."""
+
+
+@dataclass(frozen=True)
 class Opened:
     """A source whose headers were read; no tensor data was."""
 
@@ -75,7 +85,11 @@ class Opened:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """`__metadata__` of a single safetensors file."""
     remarks: tuple[str, ...] = ()
-    """What was found besides tensors, such as optimizer state or globals of a pickle."""
+    """What was found besides tensors, such as optimizer state."""
+    foreign: tuple[str, ...] = ()
+    """Globals that pickles name besides those of tensors; nothing of it was run."""
+    checks: tuple[Check, ...] = ()
+    """What the source promises of its bytes; looked at before anything written is shown."""
 
 
 @dataclass(frozen=True)
