@@ -89,6 +89,35 @@ def publish_files(
     return _seal(store, prefix, _manifest(rows, kind=kind, metadata=metadata))
 
 
+def publish_uploaded(
+    store: Store,
+    prefix: str,
+    uploaded: Mapping[str, Entry],
+    *,
+    kind: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write the manifest over files that already stand below the prefix, by relative path.
+
+    For what is too large to be whole on one disk: send the files one by one, then call this. Each
+    entry must know its SHA-256. Equal content that is published already is a success, other content
+    a `Conflict`; `Conflict` too when the store no longer shows what the entries say.
+    """
+    prefix = check_prefix(prefix)
+    _check_names(dict.fromkeys(uploaded, b""))
+    nameless = [path for path, entry in uploaded.items() if entry.sha256 is None]
+    if nameless:
+        raise Refused(f"{nameless[0]}: its SHA-256 is not known; send it again")
+    rows = tuple(_row(path, entry.size, entry.sha256) for path, entry in sorted(uploaded.items()))
+    published = read_manifest(store, prefix)
+    if published is not None and published.digest != files_digest(rows):
+        raise _taken(store, prefix, published)
+    _check_stored(store, prefix, uploaded)
+    if published is not None:
+        return published
+    return _seal(store, prefix, _manifest(rows, kind=kind, metadata=metadata))
+
+
 def files_of(folder: Path) -> dict[str, Path]:
     """All plain files below a folder by relative path; hidden part files of downloads left out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from kubebooth_store import (
     open_store,
     publish,
     publish_files,
+    publish_uploaded,
     read_manifest,
 )
 
@@ -164,3 +166,35 @@ def test_the_manifest_is_readable_json_with_camel_case(store: Store) -> None:
     shown = json.loads(store.read("x/manifest.json", max_bytes=10_000))
     assert set(shown) == {"kind", "digest", "files", "createdAt", "metadata"}
     assert shown["metadata"] == {"stage": "Denoiser"}
+
+
+def test_files_sent_one_by_one_are_published_like_a_folder(store: Store, tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", {"a.json": b"{}", "unet/w.bin": b"x" * 99})
+    sent = {name: store.upload(folder / name, f"models/one/{name}") for name in tree_of(folder)}
+    assert read_manifest(store, "models/one") is None
+    one = publish_uploaded(store, "models/one", sent, kind="model")
+    assert one.digest == publish(store, "models/two", folder, kind="model").digest
+    assert publish_uploaded(store, "models/one", sent, kind="model") == one
+
+
+def test_a_file_that_changed_after_it_was_sent_is_not_published(store: Store) -> None:
+    sent = {"a": store.write("models/one/a", b"first")}
+    store.write("models/one/a", b"other")
+    with pytest.raises(Conflict, match="not what was just uploaded"):
+        publish_uploaded(store, "models/one", sent, kind="model")
+    assert read_manifest(store, "models/one") is None
+
+
+def test_other_content_never_replaces_what_was_published_one_by_one(store: Store) -> None:
+    publish_uploaded(
+        store, "models/one", {"a": store.write("models/one/a", b"first")}, kind="model"
+    )
+    other = {"b": store.write("models/one/b", b"second")}
+    with pytest.raises(Conflict, match="never changes"):
+        publish_uploaded(store, "models/one", other, kind="model")
+
+
+def test_a_file_of_unknown_content_is_not_published(store: Store) -> None:
+    entry = replace(store.write("models/one/a", b"first"), sha256=None)
+    with pytest.raises(Refused, match="SHA-256 is not known"):
+        publish_uploaded(store, "models/one", {"a": entry}, kind="model")
