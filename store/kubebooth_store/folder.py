@@ -17,7 +17,7 @@ from kubebooth_store import naming
 from kubebooth_store.content import blocks, hash_of, open_plain
 from kubebooth_store.downloading import save
 from kubebooth_store.errors import Conflict, Corrupt, NotFound, Refused, files_named
-from kubebooth_store.keys import OWN, check_key, check_prefix, join, key_below
+from kubebooth_store.keys import OWN, check_key, check_prefix, check_span, join, key_below
 from kubebooth_store.listing import is_index
 from kubebooth_store.verbs import Entry, OnBytes
 
@@ -113,6 +113,22 @@ class FolderStore:
             raise Refused(f"range {start}+{length} of {key!r} is negative")
         with self._opened(key) as descriptor:
             return b"".join(_pieces(descriptor, start, length))
+
+    def read_at(self, entry: Entry, *, start: int, length: int) -> bytes:
+        """Exactly `length` bytes of just this version; `Conflict` when it was replaced."""
+        check_span(entry, start, length)
+        with self._opened(entry.key) as descriptor:
+            if not _is_version(entry, descriptor):
+                raise Conflict(f"{self.uri_of(entry.key)} was replaced meanwhile; start again")
+            return b"".join(blocks(descriptor, start=start, size=length))
+
+    @contextlib.contextmanager
+    def writing(self, key: str, *, size: int) -> Iterator[naming.Written]:
+        """Make a file while it is stored; it is shown when the block ends well."""
+        check_key(key)
+        with naming.unseen(self._root, key, size=size) as (path, written):
+            yield written
+            written.entry_is(self._show(path, key, written.finish()))
 
     def download(
         self,
@@ -254,6 +270,14 @@ def _entry(key: str, descriptor: int) -> Entry:
         return Entry(key, status.st_size, tag, None)
     digest = hash_of(blocks(descriptor, start=0, size=status.st_size))
     return Entry(key, status.st_size, digest, digest)
+
+
+def _is_version(entry: Entry, descriptor: int) -> bool:
+    """Whether an open file is the version of an entry; small ones are told by their content."""
+    status = os.fstat(descriptor)
+    if status.st_size <= _SMALL_BYTES:
+        return _entry(entry.key, descriptor).etag == entry.etag
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}" == entry.etag
 
 
 def _walk(top: Path, prefix: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import unquote, urlsplit
 
 from kubebooth_store.errors import Refused
+from kubebooth_store.verbs import Entry
 
 MAX_KEY_BYTES = 1024
 OWN = ".kubebooth"
@@ -38,6 +39,12 @@ def check_prefix(prefix: str) -> str:
     """A prefix as the name of a folder: '' for the root, else `a/b` without a final slash."""
     trimmed = prefix.rstrip("/")
     return check_key(trimmed) if trimmed else ""
+
+
+def check_span(entry: Entry, start: int, length: int) -> None:
+    """Raise `Refused` for bytes outside of a file."""
+    if start < 0 or length < 0 or start + length > entry.size:
+        raise Refused(f"range {start}+{length} lies outside of {entry.key!r}")
 
 
 def join(prefix: str, name: str) -> str:

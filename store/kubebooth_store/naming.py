@@ -15,10 +15,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from kubebooth_store.content import BLOCK_BYTES, sync_folder
-from kubebooth_store.errors import Conflict, Denied, Unavailable, files_named
+from kubebooth_store.content import BLOCK_BYTES, blocks, hash_of, sync_folder
+from kubebooth_store.errors import Conflict, Denied, Refused, Unavailable, files_named
 from kubebooth_store.keys import OWN, check_key
-from kubebooth_store.verbs import OnBytes
+from kubebooth_store.verbs import Entry, OnBytes
 
 _STALE_S = 24 * 3600
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -56,6 +56,82 @@ def staged(
                     on_bytes(len(piece))
             os.fsync(descriptor)
         yield path, hasher.hexdigest()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class Written:
+    """A staged file that is being written; see `verbs.Writer`."""
+
+    def __init__(self, descriptor: int, key: str, *, size: int) -> None:
+        self._descriptor = descriptor
+        self._key = key
+        self._size = size
+        self._position = 0
+        self._missing: dict[int, int] = {}
+        self._entry: Entry | None = None
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        self._advance(len(data))
+        with files_named(self._key):
+            write_all(self._descriptor, data)
+
+    def leave(self, length: int) -> int:
+        """Leave room for so many bytes; gives where it begins."""
+        start = self._position
+        self._advance(length)
+        self._missing[start] = length
+        with files_named(self._key):
+            write_all(self._descriptor, bytes(length))
+        return start
+
+    def fill(self, start: int, data: bytes) -> None:
+        """Fill room that was left."""
+        if self._missing.get(start) != len(data):
+            raise Refused(f"{self._key}: no such room was left at byte {start}")
+        with files_named(self._key):
+            os.pwrite(self._descriptor, data, start)
+        del self._missing[start]
+
+    def finish(self) -> str:
+        """Make the bytes durable; SHA-256 in hex."""
+        if self._position != self._size or self._missing:
+            raise Refused(f"{self._key}: {self._position} of {self._size} bytes were written")
+        with files_named(self._key):
+            os.fsync(self._descriptor)
+            return hash_of(blocks(self._descriptor, start=0, size=self._size))
+
+    def entry_is(self, entry: Entry) -> None:
+        """Told what it became."""
+        self._entry = entry
+
+    @property
+    def entry(self) -> Entry:
+        """What was stored."""
+        if self._entry is None:
+            raise Refused(f"{self._key} is not stored yet; end its block first")
+        return self._entry
+
+    def _advance(self, count: int) -> None:
+        if self._position + count > self._size:
+            raise Refused(f"{self._key}: more than the {self._size} bytes announced were written")
+        self._position += count
+
+
+@contextlib.contextmanager
+def unseen(root: Path, key: str, *, size: int) -> Iterator[tuple[Path, Written]]:
+    """A staged file to write into; it is removed when it was not given a name."""
+    with files_named(root):
+        folder = root / OWN / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        path = folder / uuid.uuid4().hex
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with open(descriptor, "r+b", buffering=0):
+            os.fchmod(descriptor, 0o644)
+            yield path, Written(descriptor, key, size=size)
     finally:
         path.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -11,15 +12,37 @@ from kubebooth_store import listing, multipart
 from kubebooth_store.content import Facts, Part, md5_of, measure, open_plain, stamp_of
 from kubebooth_store.downloading import save
 from kubebooth_store.errors import Conflict, Corrupt, NotFound, Refused, Unsupported
-from kubebooth_store.keys import check_key, check_prefix, join, key_below
+from kubebooth_store.keys import check_key, check_prefix, check_span, join, key_below
 from kubebooth_store.multipart import SINGLE_BYTES, part_bytes
 from kubebooth_store.patience import Attempt, Transient, persist
 from kubebooth_store.replies import Reply
+from kubebooth_store.streaming import PartsWriter
 from kubebooth_store.verbs import Entry, OnBytes
 from kubebooth_store.windows import in_order
 from kubebooth_store.wire import Body, Call, Wire
 
 _NONCE = "x-amz-meta-kubebooth-write"
+
+
+class S3Writer(PartsWriter):
+    """A file on its way; see `verbs.Writer`."""
+
+    def __init__(self, wire: Wire, full: str, key: str, *, size: int) -> None:
+        super().__init__(wire, full, size=size)
+        self._name = key
+        self._entry: Entry | None = None
+
+    def finish(self) -> None:
+        """Show it."""
+        tag, sha256 = self.complete()
+        self._entry = Entry(self._name, self._size, tag, sha256)
+
+    @property
+    def entry(self) -> Entry:
+        """What was stored."""
+        if self._entry is None:
+            raise Refused(f"{self._name} is not stored yet; end its block first")
+        return self._entry
 
 
 class S3Store:
@@ -194,6 +217,21 @@ class S3Store:
             return reply.pieces
 
         return persist(once, patience=self.wire.patience, what=what)
+
+    def read_at(self, entry: Entry, *, start: int, length: int) -> bytes:
+        """Exactly `length` bytes of just this version; `Conflict` when it was replaced."""
+        check_span(entry, start, length)
+        return b"".join(self._range(entry, start, length))
+
+    @contextlib.contextmanager
+    def writing(self, key: str, *, size: int) -> Iterator[S3Writer]:
+        """Make a file while it is stored; it is shown when the block ends well."""
+        writer = S3Writer(self.wire, self.full(key), key, size=size)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.abort()
 
     def download(
         self,

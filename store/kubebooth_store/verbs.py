@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,28 @@ class Entry:
     """Opaque version tag for conditions, without quotes."""
     sha256: str | None
     """64 hex digits where the store tells it (S3: on `stat`, `write`, `upload`), else absent."""
+
+
+class Writer(Protocol):
+    """A file that is made while it is stored; nobody sees it before `Store.writing` ends well.
+
+    It is written front to back, with room left for what is known only later. Memory is bounded by
+    a few parts, and by one more for each that has room left in it.
+    """
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+
+    def leave(self, length: int) -> int:
+        """Leave room for so many bytes; gives the position at which it begins."""
+
+    def fill(self, start: int, data: bytes) -> None:
+        """Fill room that was left at a position."""
+
+    @property
+    def entry(self) -> Entry:
+        """What was stored, once `Store.writing` has ended well; without SHA-256 where room was
+        left, as it can only be taken in order."""
 
 
 class Store(Protocol):
@@ -73,6 +96,19 @@ class Store(Protocol):
 
     def open_range(self, key: str, *, start: int, length: int) -> bytes:
         """Up to `length` bytes from `start`, fewer at the end of the file."""
+
+    def read_at(self, entry: Entry, *, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start` of just this version of a file.
+
+        Raises `Conflict` when it was replaced meanwhile, `Refused` outside of its size.
+        """
+
+    def writing(self, key: str, *, size: int) -> AbstractContextManager[Writer]:
+        """Make a file of known size while it is stored, without a local disk.
+
+        It is shown as a whole when the block ends well, and never when the block raises. Raises
+        `Refused` when other than `size` bytes are written.
+        """
 
     def download(
         self,
