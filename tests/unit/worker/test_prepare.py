@@ -305,7 +305,7 @@ def test_a_concept_without_pictures_is_named(booth: Booth) -> None:
             },
             "another namespace",
         ),
-        ({"baseModel": {"variant": "sdxl"}}, "baseModel.variant"),
+        ({"baseModel": {"variant": "sdxl"}}, "baseModel.source"),
         ({"baseModel": {"variant": "sd15"}}, "baseModel.source"),
         (
             {"baseModel": {"variant": "sd15", "source": {"session": {"name": "x"}}}},

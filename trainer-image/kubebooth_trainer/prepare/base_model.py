@@ -6,17 +6,16 @@ It reads JSON and headers only and must not import torch, diffusers or transform
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from kubebooth_api.artifacts import Artifact, FileEntry, Manifest
-from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.runs import PrepareRun
 from kubebooth_store import NotFound, Store, read_manifest
 
 from kubebooth_trainer.errors import ConfigurationError, DataError
+from kubebooth_trainer.families import recognition
 from kubebooth_trainer.prepare.safetensors_header import BadHeader, check
 from kubebooth_trainer.prepare.sources import own_key
 
@@ -26,44 +25,13 @@ _CODE = (".py", ".so", ".dll", ".sh")
 _REUPLOAD = "upload it again under a new name: kubebooth upload FOLDER --model NAME"
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What a variant's `model_index.json` and configs must say."""
-
-    pipeline: str
-    components: Mapping[str, str]
-    """Component → class."""
-    text_width: int
-    """Width of the published model's text encoder, which tells the variants apart."""
-
-
-_SD = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": "CLIPTokenizer",
-}
-_LAYOUTS = {
-    "sd15": _Layout("StableDiffusionPipeline", _SD, 768),
-    "sd21-512": _Layout("StableDiffusionPipeline", _SD, 1024),
-    "sd21-768": _Layout("StableDiffusionPipeline", _SD, 1024),
-}
-_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
-_WEIGHTED = ("unet", "vae", "text_encoder")
-
-
 def verify(run: PrepareRun, store: Store) -> Artifact:
     """The base model as an artifact.
 
-    Raises `ConfigurationError` (unsupported source or variant), `DataError` (missing, damaged,
+    Raises `ConfigurationError` (unsupported source), `DataError` (missing, damaged,
     unsafe or of another variant) and the store's errors.
     """
     variant = run.base_model.variant
-    if variant not in _LAYOUTS:
-        raise ConfigurationError(
-            f"baseModel.variant: {variant} is not trained by this version; use one of"
-            f" {', '.join(_LAYOUTS)}"
-        )
     key = _key(run)
     manifest = read_manifest(store, key)
     if manifest is None:
@@ -78,9 +46,8 @@ def verify(run: PrepareRun, store: Store) -> Artifact:
     if manifest.kind not in {"model", "artifact"}:
         raise _wrong(model, f"is a published {manifest.kind}, not a model; name a model's folder")
     _check_safe(model)
-    _check_index(model, _LAYOUTS[variant])
     _check_variant(model, variant)
-    for component in _WEIGHTED:
+    for component in recognition.layout_of(variant).weighted:
         _check_weights(model, component)
     return Artifact(
         name=key.rsplit("/", 1)[-1][:63],
@@ -157,64 +124,18 @@ def _check_safe(model: _Model) -> None:
         )
 
 
-def _check_index(model: _Model, layout: _Layout) -> None:
-    index = model.json("model_index.json")
-    pipeline = index.get("_class_name")
-    if pipeline != layout.pipeline:
-        raise _mismatch(model, f"model_index.json says {_short(pipeline)}, not {layout.pipeline}")
-    for component, expected in layout.components.items():
-        entry = index.get(component)
-        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        # Fast and slow tokenizers read the same files.
-        if found not in {expected, f"{expected}Fast"}:
-            raise _mismatch(
-                model, f"model_index.json has {component} {_short(found)}, not {expected}"
-            )
-    if "tokenizer/tokenizer.json" not in model.files and not {
-        "tokenizer/vocab.json",
-        "tokenizer/merges.txt",
-    }.issubset(model.files):
-        raise _wrong(model, "tokenizer/ has neither tokenizer.json nor vocab.json and merges.txt")
-
-
 def _check_variant(model: _Model, variant: str) -> None:
-    unet, vae = model.json("unet/config.json"), model.json("vae/config.json")
-    channels = unet.get("in_channels")
-    if channels != 4:
-        hint = " (an inpainting model)" if channels == 9 else ""
-        raise _mismatch(model, f"unet/config.json has in_channels {_short(channels)}{hint}, not 4")
-    if vae.get("latent_channels") != 4:
-        found = _short(vae.get("latent_channels"))
-        raise _mismatch(model, f"vae/config.json has latent_channels {found}, not 4")
-    wanted = BASE_MODELS[variant].prediction_type
-    scheduler = model.json("scheduler/scheduler_config.json")
-    # Absent in the oldest files, where it was always epsilon.
-    predicts = scheduler.get("prediction_type", "epsilon")
-    if predicts != wanted:
-        raise _mismatch(
-            model,
-            f"scheduler/scheduler_config.json predicts {_short(predicts)}, but {variant} is"
-            f" {wanted}",
-        )
-    _check_widths(model, unet, variant)
-
-
-def _check_widths(model: _Model, unet: Mapping[str, Any], variant: str) -> None:
-    width = unet.get("cross_attention_dim")
-    encoder = model.json("text_encoder/config.json").get("hidden_size")
-    if type(width) is not int or width != encoder:
-        raise _wrong(
-            model,
-            f"unet/config.json reads text of width {_short(width)}, but text_encoder/config.json"
-            f" gives {_short(encoder)}: they belong to different models",
-        )
-    # Other widths are models of one's own, such as tiny ones for tests: classes decide then.
-    if width in _WIDTHS and width != _LAYOUTS[variant].text_width:
-        raise _mismatch(
-            model,
-            f"cross_attention_dim {width} is {_WIDTHS[width]}; {variant} has"
-            f" {_LAYOUTS[variant].text_width}",
-        )
+    layout = recognition.layout_of(variant)
+    try:
+        recognition.check(variant, model.json)
+    except recognition.OtherVariant as error:
+        raise _mismatch(model, str(error)) from error
+    except recognition.Mixed as error:
+        raise _wrong(model, str(error)) from error
+    for name in layout.tokenizers:
+        slow = {f"{name}/vocab.json", f"{name}/merges.txt"}
+        if f"{name}/tokenizer.json" not in model.files and not slow.issubset(model.files):
+            raise _wrong(model, f"{name}/ has neither tokenizer.json nor vocab.json and merges.txt")
 
 
 def _check_weights(model: _Model, component: str) -> None:
@@ -256,10 +177,6 @@ def _mismatch(model: _Model, evidence: str) -> DataError:
         f"{evidence}; choose the baseModel.variant that fits, or another model",
         reason="VariantMismatch",
     )
-
-
-def _short(value: object) -> str:
-    return "nothing" if value is None else repr(value)[:60]
 
 
 def _some(paths: list[str]) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.runs import TrainRun
 
-from kubebooth_trainer.errors import ConfigurationError
-from kubebooth_trainer.families import sd
+from kubebooth_trainer.errors import ConfigurationError, DataError
+from kubebooth_trainer.families import recognition, sd, sdxl
 from kubebooth_trainer.families.door import Load
+from kubebooth_trainer.families.files import read_json
 
-FAMILIES: dict[str, Load] = {"sd": sd.load}
+FAMILIES: dict[str, Load] = {"sd": sd.load, "sdxl": sdxl.load}
 MOST_ARTIFACTS = 4
 """A report has room for so many."""
 
@@ -24,6 +28,17 @@ def family_of(run: TrainRun) -> Load:
             f" {', '.join(known)}"
         )
     return FAMILIES[row.family]
+
+
+def refuse_other_base(run: TrainRun, folder: Path) -> None:
+    """Raise `DataError` with the evidence when the fetched base model is not of the variant."""
+    try:
+        recognition.check(run.variant, partial(read_json, folder))
+    except recognition.Unfit as error:
+        raise DataError(
+            f"base model: {error}; choose the baseModel.variant that fits, or another model",
+            reason="VariantMismatch",
+        ) from error
 
 
 def refuse_unsupported(run: TrainRun) -> None:
@@ -78,6 +93,17 @@ def _refuse_contradictions(run: TrainRun) -> None:
     if training.text_encoder.steps == 0 and training.denoiser.steps == 0:
         raise ConfigurationError(
             "nothing to train: set training.textEncoder.steps or training.denoiser.steps above 0"
+        )
+    row = BASE_MODELS[run.variant]
+    if training.zero_terminal_snr and row.prediction_type != "v_prediction":
+        raise ConfigurationError(
+            f"training.zeroTerminalSnr needs a base model that predicts v, {run.variant} predicts"
+            f" {row.prediction_type}; turn it off or use baseModel.variant sd21-768"
+        )
+    if training.mixed_precision not in ("Auto", *row.mixed_precisions):
+        raise ConfigurationError(
+            f"training.mixedPrecision {training.mixed_precision} does not do for {run.variant}; use"
+            f" one of Auto, {', '.join(row.mixed_precisions)}"
         )
     if run.resolution % 8:
         raise ConfigurationError(f"resolution {run.resolution} is no multiple of 8; use 512")

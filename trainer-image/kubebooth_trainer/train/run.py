@@ -25,7 +25,7 @@ from kubebooth_trainer.train.latents import examples
 from kubebooth_trainer.train.meter import Meter
 from kubebooth_trainer.train.publish import find_published
 from kubebooth_trainer.train.record import Record
-from kubebooth_trainer.train.refusals import family_of, refuse_unsupported
+from kubebooth_trainer.train.refusals import family_of, refuse_other_base, refuse_unsupported
 from kubebooth_trainer.train.samples import BEFORE_AFTER, sample_prompts, samples_prefix
 from kubebooth_trainer.train.session import Bench, continue_from, run_stage
 from kubebooth_trainer.train.stages import Stage, plan_stages, rank
@@ -94,6 +94,7 @@ def _train(
         store, store.key_of(run.base_model.uri), workdir / "base",
         expect_digest=run.base_model.digest,
     )  # fmt: skip
+    refuse_other_base(run, workdir / "base")
     fetch(
         store, store.key_of(run.dataset.uri), workdir / "dataset", expect_digest=run.dataset.digest
     )
