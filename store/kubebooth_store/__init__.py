@@ -17,8 +17,8 @@ from kubebooth_store.fetching import fetch
 from kubebooth_store.opening import open_store, open_store_from_env
 from kubebooth_store.pointers import move_pointer, read_pointer
 from kubebooth_store.probing import Capabilities, probe
-from kubebooth_store.publishing import publish, publish_files, read_manifest
-from kubebooth_store.verbs import Entry, OnBytes, Store
+from kubebooth_store.publishing import publish, publish_files, publish_uploaded, read_manifest
+from kubebooth_store.verbs import Entry, OnBytes, Store, Writer
 
 __all__ = [
     "Capabilities",
@@ -33,6 +33,7 @@ __all__ = [
     "StoreError",
     "Unavailable",
     "Unsupported",
+    "Writer",
     "fetch",
     "move_pointer",
     "open_store",
@@ -40,6 +41,7 @@ __all__ = [
     "probe",
     "publish",
     "publish_files",
+    "publish_uploaded",
     "read_manifest",
     "read_pointer",
 ]
