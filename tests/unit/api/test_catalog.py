@@ -69,3 +69,16 @@ def test_the_seeds_control_nets_are_all_there() -> None:
     assert control_nets_for("sd15").keys() == sd15 | {f"t2i-{name}" for name in adapters}
     sd21 = {"canny", "depth", "hed", "openpose", "scribble"}
     assert control_nets_for("sd21-768").keys() == control_nets_for("sd21-512").keys() == sd21
+
+
+def test_every_base_model_has_a_pinned_source_that_leads_its_repositories() -> None:
+    for row in BASE_MODELS.values():
+        assert row.source is not None
+        assert row.source.repo == row.repositories[0]
+        assert all(path.endswith(".safetensors") for path in row.digests)
+    assert {name for name, row in BASE_MODELS.items() if row.gated} == {"flux-dev"}
+
+
+def test_more_than_native_pixels_have_a_limit_too() -> None:
+    for row in BASE_MODELS.values():
+        assert row.native_resolution < row.greatest_resolution <= 2 * row.native_resolution
