@@ -232,7 +232,10 @@ def _dispatch(run: AnyRun, store: Store, reporter: Reporter, workdir: Path) -> A
 
 
 def _fetch(run: FetchRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:
-    raise ConfigurationError("this version of the worker cannot fetch models", reason="Unsupported")
+    from kubebooth_trainer.fetch import fetch_model
+
+    outcome = fetch_model(run, store=store, reporter=reporter, workdir=workdir)
+    return Answer(outcome.message, base_model=outcome.model, detected=outcome.detected)
 
 
 def _convert(run: ConvertRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:
