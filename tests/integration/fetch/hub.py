@@ -19,6 +19,8 @@ class Hub:
     """Two listening ports: the hub itself and the content network it sends large files to."""
 
     files: dict[str, bytes]
+    repo: str = REPO
+    revision: str = REVISION
     token: str | None = None
     """Needed to read, when set."""
     faults: list[str] = field(default_factory=list)
@@ -83,10 +85,10 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.token is not None and self.headers["authorization"] != f"Bearer {hub.token}":
             self._answer(401, b"{}", {"x-error-code": "GatedRepo"})
             return
-        if path == f"/api/models/{REPO}/tree/{REVISION}":
+        if path == f"/api/models/{hub.repo}/tree/{hub.revision}":
             self._listing(parts.query)
             return
-        name = path.removeprefix(f"/{REPO}/resolve/{REVISION}/")
+        name = path.removeprefix(f"/{hub.repo}/resolve/{hub.revision}/")
         if name == path or name not in hub.files:
             self._answer(404, b"{}", {"x-error-code": "EntryNotFound"})
             return

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.runs import RUN, FetchRun, RunReport, token_variable
 from kubebooth_api.v1alpha1.common import SecretKeyRef
 from kubebooth_store import Store, fetch, open_store, read_manifest
@@ -126,6 +127,21 @@ def test_what_is_there_is_never_asked_again(hub: Hub, store: Store, tmp_path: Pa
     hub.asked.clear()
     assert bring(asked(hub), store, tmp_path).model == first
     assert hub.asked == []
+
+
+def test_a_hub_that_offers_another_file_than_the_catalogue_knows_is_refused(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    row = BASE_MODELS["sd15"]
+    assert row.source is not None
+    name, digest = next(iter(row.digests.items()))
+    hub.repo, hub.revision = row.source.repo, row.source.revision
+    hub.files[name] = _tensors(100, 9)
+    source = {"huggingFace": row.source.dump()}
+    with pytest.raises(DataError, match=digest) as caught:
+        bring(asked(hub, source=source), store, tmp_path)
+    assert caught.value.reason == "DigestMismatch"
+    assert hub.seen == []
 
 
 def test_a_long_listing_is_read_page_by_page(hub: Hub, store: Store, tmp_path: Path) -> None:

@@ -190,3 +190,21 @@ def test_an_honest_header_gives_its_shapes() -> None:
     data = safetensors({"a": [2, 3], "b": [], "c": [0]})
     shapes = check(lambda start, length: data[start : start + length], size=len(data))
     assert shapes == {"a": (2, 3), "b": (), "c": (0,)}
+
+
+def test_a_model_that_was_fetched_is_checked_like_any_other(booth: Booth, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "brought")
+    manifest = publish(booth.store, "models/fetched-0123456789ab", folder, kind="model")
+    place = booth.store.uri_of("models/fetched-0123456789ab")
+    fetched = {"name": "it", "uri": place, "digest": manifest.digest, "size": manifest.size_bytes}
+    run = booth.run(baseModel={"variant": "sd15"}, fetched=fetched)
+    assert verify(run, booth.store).digest == manifest.digest
+    changed = booth.run(
+        baseModel={"variant": "sd15"}, fetched={**fetched, "digest": f"sha256:{'0' * 64}"}
+    )
+    with pytest.raises(DataError, match="not what was fetched"):
+        verify(changed, booth.store)
+    wrong = booth.run(baseModel={"variant": "sd21-768"}, fetched=fetched)
+    with pytest.raises(DataError) as caught:
+        verify(wrong, booth.store)
+    assert caught.value.reason == "VariantMismatch"

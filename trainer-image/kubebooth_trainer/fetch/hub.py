@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urljoin
 
 from kubebooth_api.artifacts import FileEntry
+from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.v1alpha1.common import HuggingFaceSource
 from pydantic import ValidationError
 
@@ -56,6 +58,25 @@ def listing(
         f"repository {source.repo}: more than {MOST_FILES} files; name a model's repository",
         reason="SourceInvalid",
     )
+
+
+def pinned(files: Sequence[Wanted], source: HuggingFaceSource) -> tuple[Wanted, ...]:
+    """The files with the digests that the catalogue knows of this commit.
+
+    Raises `DataError` when the hub tells other ones.
+    """
+    known: Mapping[str, str] = {}
+    for row in BASE_MODELS.values():
+        if row.source and (row.source.repo, row.source.revision) == (source.repo, source.revision):
+            known = row.digests
+    for file in files:
+        if file.sha256 is not None and known.get(file.name, file.sha256) != file.sha256:
+            raise DataError(
+                f"{file.name}: the hub offers SHA-256 {file.sha256}, the catalogue knows"
+                f" {known[file.name]}; the repository was altered",
+                reason="DigestMismatch",
+            )
+    return tuple(replace(f, sha256=known.get(f.name, f.sha256)) for f in files)
 
 
 def needed(

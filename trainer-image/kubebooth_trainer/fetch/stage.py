@@ -27,7 +27,7 @@ from kubebooth_store import Entry, Store, publish_uploaded, read_manifest
 from kubebooth_trainer.errors import ConfigurationError, DataError
 from kubebooth_trainer.fetch import single_file
 from kubebooth_trainer.fetch.download import Wanted, download
-from kubebooth_trainer.fetch.hub import INDEX, listing, needed
+from kubebooth_trainer.fetch.hub import INDEX, listing, needed, pinned
 from kubebooth_trainer.fetch.network import Network
 from kubebooth_trainer.reporter import Reporter
 
@@ -121,7 +121,7 @@ class _Fetching:
     def from_hub(self, source: HuggingFaceSource) -> Manifest:
         """A Diffusers layout or a single file of a repository."""
         token = _token(source.token_secret_ref, "huggingFace.tokenSecretRef")
-        files = listing(self.network, self.run.hub, source, token=token)
+        files = pinned(listing(self.network, self.run.hub, source, token=token), source)
         index = next((file for file in files if file.name == INDEX), None)
         components = None
         if index is not None:

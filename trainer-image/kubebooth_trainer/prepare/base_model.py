@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from kubebooth_api.artifacts import Artifact, FileEntry, Manifest
+from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.runs import PrepareRun
 from kubebooth_store import NotFound, Store, read_manifest
 
@@ -28,11 +29,17 @@ _REUPLOAD = "upload it again under a new name: kubebooth upload FOLDER --model N
 def verify(run: PrepareRun, store: Store) -> Artifact:
     """The base model as an artifact.
 
-    Raises `ConfigurationError` (unsupported source), `DataError` (missing, damaged,
+    Raises `ConfigurationError` (unsupported source or size), `DataError` (missing, damaged,
     unsafe or of another variant) and the store's errors.
     """
     variant = run.base_model.variant
-    key = _key(run)
+    row = BASE_MODELS[variant]
+    if run.resolution > row.greatest_resolution:
+        raise ConfigurationError(
+            f"training.resolution: {run.resolution} is more than {variant} can paint; use"
+            f" {row.native_resolution}, at most {row.greatest_resolution}"
+        )
+    key = _key(run, store)
     manifest = read_manifest(store, key)
     if manifest is None:
         # A store that is not there at all is another matter, and this names it.
@@ -43,6 +50,8 @@ def verify(run: PrepareRun, store: Store) -> Artifact:
             reason="BaseModelMissing",
         )
     model = _Model(store, key, manifest)
+    if run.fetched is not None and run.fetched.digest != manifest.digest:
+        raise _wrong(model, "is not what was fetched: its digest differs; fetch it again")
     if manifest.kind not in {"model", "artifact"}:
         raise _wrong(model, f"is a published {manifest.kind}, not a model; name a model's folder")
     _check_safe(model)
@@ -86,20 +95,17 @@ class _Model:
         return value
 
 
-def _key(run: PrepareRun) -> str:
+def _key(run: PrepareRun, store: Store) -> str:
+    if run.fetched is not None:
+        return store.key_of(run.fetched.uri)
     source = run.base_model.source
-    if source is None:
+    if source is None or source.store is None:
+        kind = next(iter(source.dump()), "nothing") if source else "the catalogue's"
         raise ConfigurationError(
-            f"baseModel.source: the catalogue pins no source for {run.base_model.variant};"
-            " upload the model (kubebooth upload FOLDER --model NAME) and set"
-            " baseModel.source.store.key: models/NAME"
-        )
-    if source.store is None:
-        kind = next(iter(source.dump()), "nothing")
-        raise ConfigurationError(
-            f"baseModel.source.{kind}: this version reads base models from the store only; upload"
-            " the model (kubebooth upload FOLDER --model NAME) and set"
-            " baseModel.source.store.key: models/NAME"
+            f"baseModel.source ({kind}): the model must be in the store before pictures are"
+            " prepared; run a Fetch first and name its answer in fetched, or upload the model"
+            " (kubebooth upload FOLDER --model NAME) and set baseModel.source.store.key:"
+            " models/NAME"
         )
     return own_key(
         source.store.key, where="baseModel.source.store.key", namespace=run.session.namespace
