@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from kubebooth_store import publish
-from kubebooth_trainer.errors import DataError
+from kubebooth_trainer.errors import ConfigurationError, DataError
 from kubebooth_trainer.prepare.base_model import verify
 from kubebooth_trainer.prepare.safetensors_header import BadHeader, check
 
@@ -208,3 +208,9 @@ def test_a_model_that_was_fetched_is_checked_like_any_other(booth: Booth, tmp_pa
     with pytest.raises(DataError) as caught:
         verify(wrong, booth.store)
     assert caught.value.reason == "VariantMismatch"
+
+
+def test_more_pixels_than_a_variant_can_paint_are_refused(booth: Booth) -> None:
+    run = booth.run(resolution=2048)
+    with pytest.raises(ConfigurationError, match=r"training\.resolution: 2048 .* at most 1024"):
+        verify(run, booth.store)

@@ -107,6 +107,11 @@ def _refuse_contradictions(run: TrainRun) -> None:
         )
     if run.resolution % 8:
         raise ConfigurationError(f"resolution {run.resolution} is no multiple of 8; use 512")
+    if run.resolution > row.greatest_resolution:
+        raise ConfigurationError(
+            f"training.resolution {run.resolution} is more than {run.variant} can paint; use"
+            f" {row.native_resolution}, at most {row.greatest_resolution}"
+        )
     wanted = [output.name for output in run.outputs if output.format == "Diffusers"]
     if len(wanted) > MOST_ARTIFACTS:
         raise ConfigurationError(
