@@ -62,7 +62,7 @@ class Application:
         self.elector = self._elector(settings)
         fenced = Fence(self.client, self.elector.leads)
         self.poller = Poller(self._worker, self._add, interval_s=settings.progress_interval_s)
-        self.cluster = Cluster(fenced, cache, resources, worker=self.poller.said)
+        self.cluster = Cluster(fenced, cache, resources, worker=self.poller.said, wake=self._add)
         self.recorder = Recorder(fenced, metrics, identity=self.elector.identity)
         self.intake = Intake(cache, self.queues, metrics, relisted=self._relisted)
         self.lister = Lister(
@@ -255,7 +255,7 @@ class Application:
         parent = self.cache.entry(resource, name)
         if parent is None:
             return None
-        children = self.cache.children(parent.uid, name)
+        children = self.cache.children(resource, parent.uid, name)
         jobs = {body["metadata"]["uid"] for kind, body in children if kind == JOBS}
         return newest_worker(
             body

@@ -19,15 +19,22 @@ from kubebooth_operator.resources import (
     API_VERSION,
     CONFIG_MAPS,
     JOBS,
+    OWNER_LABELS,
     PODS,
-    SESSION_LABEL,
     Resource,
     Resources,
     controller,
+    label_value,
+    sessions_named,
 )
 
 _MOST_TOMBSTONES = 20_000
+_MOST_REFERENCES = 64
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+Label = tuple[str, str, str]
+"""Kind, namespace and label value of a parent."""
 
 
 @dataclass(slots=True)
@@ -39,8 +46,10 @@ class Entry:
     """resourceVersion; None when the server's versions are no numbers."""
     owner: str | None
     """UID of its controller."""
-    parent: Name | None
+    parent: Label | None
     """Parent by our label, for pods."""
+    refers: tuple[str, ...]
+    """Sessions of the namespace that one of our own objects takes a model of."""
     phase: str
     text: bytes
 
@@ -65,9 +74,12 @@ class Cache:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
+        self._sessions = resources.of_kind(API_VERSION, "DreamboothSession")
         self._objects: dict[Resource, dict[Name, Entry]] = {r: {} for r in resources}
         self._children: dict[str, set[tuple[Resource, Name]]] = {}
-        self._labelled: dict[Name, set[Name]] = {}
+        self._labelled: dict[Label, set[Name]] = {}
+        self._referrers: dict[Name, set[tuple[Resource, Name]]] = {}
+        self._long_names: dict[Label, str] = {}
         self._jobs: dict[str, Name] = {}
         self._tombstones: OrderedDict[str, int | None] = OrderedDict()
         self._phases: dict[str, Counter[str]] = {r.plural: Counter() for r in resources}
@@ -127,21 +139,52 @@ class Cache:
         """How many objects of a resource print each phase."""
         return {phase: count for phase, count in self._phases[plural].items() if count}
 
-    def children(self, uid: str, parent: Name) -> list[tuple[Resource, Json]]:
+    def children(self, resource: Resource, uid: str, parent: Name) -> list[tuple[Resource, Json]]:
         """What the object of `uid` controls, and its Jobs' pods, in the order of their names.
 
         Pods with the parent's label whose Job is already gone are among them.
         """
         found = set(self._children.get(uid, ()))
-        for resource, name in tuple(found):
-            if resource == JOBS:
+        for kind, name in tuple(found):
+            if kind == JOBS:
                 found |= self._children.get(self._objects[JOBS][name].uid, set())
-        for name in self._labelled.get(parent, ()):
+        label = (resource.kind, parent[0], label_value(parent[1]))
+        for name in self._labelled.get(label, ()):
             owner = self._objects[PODS][name].owner
             if owner is not None and owner not in self._jobs:
                 found.add((PODS, name))
         ordered = sorted(found, key=lambda item: (item[0].plural, item[1]))
-        return [(resource, self._objects[resource][name].load()) for resource, name in ordered]
+        return [(kind, self._objects[kind][name].load()) for kind, name in ordered]
+
+    def sessions_of(self, resource: Resource, name: Name) -> dict[str, Json]:
+        """Sessions that an object takes a model of, directly or through other sessions."""
+        found: dict[str, Json] = {}
+        if self._sessions is None:
+            return found
+        sessions = self._objects[self._sessions]
+        entry = self._objects[resource].get(name)
+        left = list(entry.refers) if entry is not None else []
+        while left and len(found) < _MOST_REFERENCES:
+            session = left.pop()
+            there = sessions.get((name[0], session))
+            if there is None or session in found:
+                continue
+            found[session] = there.load()
+            left.extend(there.refers)
+        return found
+
+    def concerned(self, resource: Resource, body: Mapping[str, Any]) -> list[Key]:
+        """All keys to reconcile when `body` changes: its own or its parent's first, then those
+        that own it or take a model of it."""
+        key = self.parent_of(resource, body)
+        if key is None or resource.api_version != API_VERSION:
+            return [] if key is None else [key]
+        owner = self._owner_of(body)
+        name: Name = (key.namespace, key.name)
+        keys = [key, *([owner] if owner is not None else [])]
+        if resource is self._sessions:
+            keys += [Key(r.plural, *n) for r, n in self._referrers.get(name, ())]
+        return list(dict.fromkeys(keys))
 
     def parent_of(self, resource: Resource, body: Mapping[str, Any]) -> Key | None:
         """The key to reconcile when `body` changes; None when it is nobody's."""
@@ -149,17 +192,31 @@ class Cache:
         namespace = metadata["namespace"]
         if resource.api_version == API_VERSION:
             return Key(resource.plural, namespace, metadata["name"])
+        owned = self._owner_of(body)
+        if owned is not None:
+            return owned
+        owner = controller(metadata.get("ownerReferences"))
+        if owner is None:
+            return None
+        job = self._jobs.get(owner.get("uid", ""))
+        if job is not None:
+            return self.parent_of(JOBS, self._objects[JOBS][job].load())
+        label = _label(metadata)
+        custom = self._resources.of_kind(API_VERSION, label[0]) if label is not None else None
+        if label is None or custom is None:
+            return None
+        return Key(custom.plural, namespace, self._long_names.get(label, label[2]))
+
+    def _owner_of(self, body: Mapping[str, Any]) -> Key | None:
+        """The object of ours that controls `body`."""
+        metadata = body["metadata"]
         owner = controller(metadata.get("ownerReferences"))
         if owner is None:
             return None
         custom = self._resources.of_kind(owner.get("apiVersion", ""), owner.get("kind", ""))
-        if custom is not None and custom.api_version == API_VERSION:
-            return Key(custom.plural, namespace, owner["name"])
-        job = self._jobs.get(owner.get("uid", ""))
-        if job is not None:
-            return self.parent_of(JOBS, self._objects[JOBS][job].load())
-        label = (metadata.get("labels") or {}).get(SESSION_LABEL)
-        return None if label is None else Key(self._resources.custom[0].plural, namespace, label)
+        if custom is None or custom.api_version != API_VERSION:
+            return None
+        return Key(custom.plural, metadata["namespace"], owner["name"])
 
     def compare(
         self,
@@ -208,6 +265,10 @@ class Cache:
             self._children.setdefault(entry.owner, set()).add((resource, name))
         if entry.parent is not None:
             self._labelled.setdefault(entry.parent, set()).add(name)
+        for session in entry.refers:
+            self._referrers.setdefault((name[0], session), set()).add((resource, name))
+        if resource.api_version == API_VERSION and label_value(name[1]) != name[1]:
+            self._long_names[resource.kind, name[0], label_value(name[1])] = name[1]
 
     def _remove(self, resource: Resource, name: Name, entry: Entry) -> None:
         del self._objects[resource][name]
@@ -218,6 +279,8 @@ class Cache:
             _discard(self._children, entry.owner, (resource, name))
         if entry.parent is not None:
             _discard(self._labelled, entry.parent, name)
+        for session in entry.refers:
+            _discard(self._referrers, (name[0], session), (resource, name))
 
     def _is_buried(self, uid: str, version: int | None) -> bool:
         if uid not in self._tombstones:
@@ -234,16 +297,25 @@ class Cache:
 def _entry(resource: Resource, body: Mapping[str, Any], *, uid: str, version: int | None) -> Entry:
     metadata = body["metadata"]
     owner = controller(metadata.get("ownerReferences"))
-    label = (metadata.get("labels") or {}).get(SESSION_LABEL) if resource == PODS else None
     phase = (body.get("status") or {}).get("phase") or ""
     return Entry(
         uid=uid,
         version=version,
         owner=None if owner is None else owner.get("uid"),
-        parent=None if label is None else (metadata["namespace"], label),
+        parent=_label(metadata) if resource == PODS else None,
+        refers=sessions_named(body) if resource.api_version == API_VERSION else (),
         phase=sys.intern(phase) if isinstance(phase, str) else "",
         text=json.dumps(_trimmed(resource, body), separators=(",", ":")).encode(),
     )
+
+
+def _label(metadata: Mapping[str, Any]) -> Label | None:
+    """The parent that a pod's labels name."""
+    labels = metadata.get("labels") or {}
+    for kind, key in OWNER_LABELS.items():
+        if key in labels:
+            return kind, metadata["namespace"], labels[key]
+    return None
 
 
 def _trimmed(resource: Resource, body: Mapping[str, Any]) -> Json:

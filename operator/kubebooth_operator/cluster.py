@@ -41,32 +41,37 @@ class Cluster:
         resources: Resources,
         *,
         worker: Callable[[Key], WorkerStatus | None] = lambda key: None,
+        wake: Callable[[Key], None] = lambda key: None,
     ) -> None:
-        """`worker` gives what the running worker of a key said last."""
+        """`worker` gives what the running worker of a key said last; `wake` is told the keys of
+        others that our own writes concern, because those send us no event."""
         self._client = client
         self._cache = cache
         self._resources = resources
         self._worker = worker
+        self._wake = wake
         self._settled: dict[str, tuple[str, str]] = {}
 
     def observe(self, key: Key) -> Observed | None:
         """All that is known of a key; None when its object is gone."""
-        parent = self._cache.get(self._resources.parent(key.plural), (key.namespace, key.name))
+        resource, name = self._resources.parent(key.plural), (key.namespace, key.name)
+        parent = self._cache.get(resource, name)
         if parent is None:
             return None
         uid = parent["metadata"]["uid"]
-        children = self._cache.children(uid, (key.namespace, key.name))
-        jobs = {body["metadata"]["uid"] for resource, body in children if resource == JOBS}
+        children = self._cache.children(resource, uid, name)
+        jobs = {body["metadata"]["uid"] for kind, body in children if kind == JOBS}
         reports = {
             body["metadata"]["name"]: report
-            for resource, body in children
-            # Anyone may label a pod; only a pod of a Job of ours speaks for the session.
-            if resource == PODS and _owner_uid(body) in jobs and (report := report_of(body))
+            for kind, body in children
+            # Anyone may label a pod; only a pod of a Job of ours speaks for the parent.
+            if kind == PODS and _owner_uid(body) in jobs and (report := report_of(body))
         }
         return Observed(
             parent=parent,
             children=tuple(body for _, body in children),
             reports=reports,
+            sessions=self._cache.sessions_of(resource, name),
             worker=self._worker(key),
         )
 
@@ -118,7 +123,7 @@ class Cluster:
                 self._cache.drop(resource, name, uid=uid)
             return False
         if answer.get("kind") == resource.kind and answer["metadata"].get("deletionTimestamp"):
-            self._cache.put(resource, answer)
+            self._remember(resource, answer)
         elif uid is not None:
             self._cache.drop(resource, name, uid=uid)
         return True
@@ -141,7 +146,7 @@ class Cluster:
             {"metadata": guard, "status": patch},
             subresource="status",
         )
-        self._cache.put(self._resources.parent(key.plural), answer)
+        self._remember(self._resources.parent(key.plural), answer, by=key)
         return answer
 
     async def set_finalizer(self, key: Key, parent: Manifest, *, present: bool) -> bool:
@@ -169,7 +174,7 @@ class Cluster:
             )
         except Invalid as error:
             raise Conflict(f"the object changed before its finalizer: {error}") from error
-        self._remember(resource, answer)
+        self._remember(resource, answer, by=key)
         return True
 
     async def refresh(self, key: Key) -> None:
@@ -228,13 +233,21 @@ class Cluster:
             self._settled.clear()
         self._settled[there["metadata"]["uid"]] = (digest_json(wanted), _fingerprint(there))
 
-    def _remember(self, resource: Resource, answer: Mapping[str, Any]) -> None:
+    def _remember(
+        self, resource: Resource, answer: Mapping[str, Any], *, by: Key | None = None
+    ) -> None:
+        """Take an answer into the cache. `by` is the object that is being worked on: it knows."""
         metadata = answer["metadata"]
+        concerned = self._cache.concerned(resource, answer)
         if metadata.get("deletionTimestamp") and not metadata.get("finalizers"):
             name: Name = (metadata["namespace"], metadata["name"])
-            self._cache.drop(resource, name, uid=metadata["uid"])
-            return
-        self._cache.put(resource, answer)
+            changed = self._cache.drop(resource, name, uid=metadata["uid"])
+        else:
+            changed = self._cache.put(resource, answer)
+        if changed and resource in self._resources.custom:
+            for key in concerned:
+                if key != by:
+                    self._wake(key)
 
 
 def _owned(parent: Manifest, manifest: Manifest) -> Json:

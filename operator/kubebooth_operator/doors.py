@@ -45,9 +45,13 @@ class Observed:
     parent: Manifest
     """The custom resource as last seen."""
     children: tuple[Manifest, ...] = ()
-    """Objects whose controller owner is the parent: Jobs, ConfigMaps; and the Jobs' Pods."""
+    """Objects whose controller owner is the parent: Jobs, ConfigMaps, ModelConversions; and the
+    Jobs' Pods."""
     reports: Mapping[str, RunReport] = field(default_factory=dict)
     """Last words of ended worker pods, by pod name, read from termination messages."""
+    sessions: Mapping[str, Manifest] = field(default_factory=dict)
+    """DreamboothSessions of the namespace that the parent refers to, directly or through others,
+    by name; those that do not exist are absent."""
     worker: WorkerStatus | None = None
     """What the running worker said last; absent when none runs or answers."""
 

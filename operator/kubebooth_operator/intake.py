@@ -37,15 +37,15 @@ class Intake:
         self._metrics.watch_events.labels(resource.plural).inc()
         metadata = body["metadata"]
         # Asked before a drop: the way from a pod to its parent leads through its Job.
-        key = self._cache.parent_of(resource, body)
+        keys = self._cache.concerned(resource, body)
         if type_ == "DELETED":
             name = (metadata["namespace"], metadata["name"])
             uid, version = metadata["uid"], metadata.get("resourceVersion")
             changed = self._cache.drop(resource, name, uid=uid, version=version)
         else:
             changed = self._cache.put(resource, body)
-        if changed and key is not None:
-            self.add(key)
+        if changed:
+            self.add_all(keys)
         if type_ is None:
             self._relisted(resource)
 

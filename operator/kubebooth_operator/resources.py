@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kubebooth_api.digests import digest_json, short
+
 GROUP = "kubebooth.io"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -14,7 +16,11 @@ FIELD_MANAGER = "kubebooth"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "kubebooth"
 SESSION_LABEL = f"{GROUP}/session"
-"""Names the parent on every child and pod; finds the parent of a pod whose Job is gone."""
+CONVERSION_LABEL = f"{GROUP}/conversion"
+OWNER_LABELS = {"DreamboothSession": SESSION_LABEL, "ModelConversion": CONVERSION_LABEL}
+"""Label that names the parent on every child and pod, by the parent's kind; it finds the parent of
+a pod whose Job is gone."""
+_LONGEST_LABEL = 63
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,13 @@ CHILDREN = (JOBS, PODS, CONFIG_MAPS)
 """Kinds of children that are watched beside the custom resources."""
 
 
+def label_value(name: str) -> str:
+    """An object's name as a label value; cut and with a digest where it is too long."""
+    if len(name) <= _LONGEST_LABEL:
+        return name
+    return f"{name[:50].rstrip('.-')}-{short(digest_json(name), 10)}"
+
+
 def custom(plural: str, kind: str) -> Resource:
     """One of our own kinds."""
     return Resource(GROUP, VERSION, plural, kind)
@@ -82,6 +95,26 @@ class Resources:
     def of_kind(self, api_version: str, kind: str) -> Resource | None:
         """The watched resource of a kind, if it is one."""
         return self._by_kind.get((api_version, kind))
+
+
+def sessions_named(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sessions whose model one of our objects asks for; what is malformed names none."""
+    spec = body.get("spec")
+    if not isinstance(spec, Mapping):
+        return ()
+    loras = spec.get("mergeLoras")
+    sources = [
+        _inner(spec.get("baseModel"), "source"),
+        spec.get("source"),
+        spec.get("vae"),
+        *(_inner(lora, "source") for lora in (loras if isinstance(loras, list) else ())),
+    ]
+    names = [_inner(_inner(source, "session"), "name") for source in sources]
+    return tuple(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+
+def _inner(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else None
 
 
 def controller(references: Iterable[Mapping[str, Any]] | None) -> Mapping[str, Any] | None:

@@ -72,14 +72,13 @@ async def resync(
         entry = cache.entry(resource, name)
         if entry is None:
             continue
-        keys |= _parent(cache, resource, entry.load())
+        keys |= _concerned(cache, resource, entry.load())
         cache.drop(resource, name, uid=entry.uid, version=version)
     for name in missed.unseen:
         body = await cluster.refresh_object(resource, name)
-        keys |= _parent(cache, resource, body)
+        keys |= _concerned(cache, resource, body)
     return keys
 
 
-def _parent(cache: Cache, resource: Resource, body: dict[str, object] | None) -> set[Key]:
-    key = None if body is None else cache.parent_of(resource, body)
-    return set() if key is None else {key}
+def _concerned(cache: Cache, resource: Resource, body: dict[str, object] | None) -> set[Key]:
+    return set() if body is None else set(cache.concerned(resource, body))

@@ -36,6 +36,15 @@ class Settings:
     """Default region (`KUBEBOOTH_STORE_REGION`)."""
     store_secret: str = "kubebooth-store"
     """Default credentials Secret, in the session's namespace (`KUBEBOOTH_STORE_SECRET`)."""
+    hub_endpoint: str = "https://huggingface.co"
+    """Address of the hub that models come from; a mirror is another (`KUBEBOOTH_HUB_ENDPOINT`)."""
+    hub_allow_private: bool = False
+    """Whether sources may stand at private addresses (`KUBEBOOTH_HUB_ALLOW_PRIVATE`)."""
+    hub_token_secret: str = ""
+    """Secret in the session's namespace with the token for models of the catalogue; empty is none
+    (`KUBEBOOTH_HUB_TOKEN_SECRET`)."""
+    hub_token_key: str = "token"
+    """Key inside that Secret (`KUBEBOOTH_HUB_TOKEN_KEY`)."""
     workers: int = 4
     """Objects of one kind reconciled at once (`KUBEBOOTH_WORKERS`)."""
     resync_s: float = 600.0
@@ -70,6 +79,12 @@ class Settings:
             store_prefix=get("KUBEBOOTH_STORE_PREFIX", default.store_prefix),
             store_region=get("KUBEBOOTH_STORE_REGION") or None,
             store_secret=get("KUBEBOOTH_STORE_SECRET", default.store_secret),
+            hub_endpoint=_address(environment, "KUBEBOOTH_HUB_ENDPOINT", default.hub_endpoint),
+            hub_allow_private=_flag(
+                environment, "KUBEBOOTH_HUB_ALLOW_PRIVATE", default.hub_allow_private
+            ),
+            hub_token_secret=get("KUBEBOOTH_HUB_TOKEN_SECRET", default.hub_token_secret),
+            hub_token_key=get("KUBEBOOTH_HUB_TOKEN_KEY") or default.hub_token_key,
             workers=int(_number(environment, "KUBEBOOTH_WORKERS", default.workers)),
             resync_s=_number(environment, "KUBEBOOTH_RESYNC_SECONDS", default.resync_s),
             progress_interval_s=_number(
@@ -95,6 +110,13 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
     if number <= 0:
         raise ValueError(f"{name}={text!r} must be above 0")
     return number
+
+
+def _address(environment: Mapping[str, str], name: str, default: str) -> str:
+    text = (environment.get(name) or default).rstrip("/")
+    if not text.startswith(("http://", "https://")):
+        raise ValueError(f"{name}={text!r} must begin with http:// or https://")
+    return text
 
 
 def _flag(environment: Mapping[str, str], name: str, default: bool) -> bool:

@@ -1,87 +1,27 @@
 """Spec → the Runs that workers are asked, and the digests that tell when asking again is needed.
 
-Knows the contract and the installation's settings; knows nothing of Jobs or of what happened.
+Knows the contract; knows nothing of Jobs or of what happened.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from kubebooth_api import layout
 from kubebooth_api.artifacts import Artifact
 from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.digests import digest_json
-from kubebooth_api.door import Door
-from kubebooth_api.runs import (
-    PrepareRun,
-    PurgeRun,
-    SessionIdentity,
-    StoreLocation,
-    TrainRun,
-    run_digest,
-)
+from kubebooth_api.runs import PrepareRun, PurgeRun, SessionIdentity, TrainRun, run_digest
+from kubebooth_api.v1alpha1.dataset import ImageSource
+from kubebooth_api.v1alpha1.publish import Output, Trackers
+from kubebooth_api.v1alpha1.runtime import Runtime
 from kubebooth_api.v1alpha1.session import DatasetStatus, DreamboothSessionSpec
 
-from kubebooth_operator.doors import Stalled
-from kubebooth_operator.settings import Settings
+from kubebooth_operator.jobs.work import PREPARE, PURGE, TRAIN, Place, Token, Work, digest, told
 
-PREPARE, TRAIN, PURGE = "Prepare", "Train", "Purge"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the session is kept and with whose keys."""
-
-    store: StoreLocation
-    secret: str
-    """Name of the credentials Secret."""
-    chosen_endpoint: str
-    """Endpoint that the session itself names. The installation's own may move to another address
-    without making anybody's work new."""
-
-    @property
-    def identity(self) -> list[str]:
-        """What distinguishes one store from another."""
-        return [self.store.uri, self.chosen_endpoint]
-
-
-@dataclass(frozen=True)
-class Work:
-    """One worker's task."""
-
-    stage: str
-    run: PrepareRun | TrainRun | PurgeRun
-    target: str
-    """Digest of what is reached when the task is done."""
-    digest: str
-    """Digest of what a Job for this task is made from."""
-
-
-def resolve_place(spec: DreamboothSessionSpec, settings: Settings) -> Place:
-    """The session's store over the installation's. Raises `Stalled` when there is none."""
-    asked = spec.storage
-    bucket = asked.bucket or settings.store_bucket
-    endpoint = asked.endpoint or settings.store_endpoint
-    missing = [n for n, value in (("endpoint", endpoint), ("bucket", bucket)) if not value]
-    if missing:
-        fields = " and ".join(f"spec.storage.{name}" for name in missing)
-        raise Stalled(
-            "StorageNotConfigured",
-            f"{fields}: not set, and the installation has no default; set it here, or install"
-            " the chart with store.bundled.enabled or store.external",
-        )
-    prefix = (settings.store_prefix if asked.prefix is None else asked.prefix).strip("/")
-    secret = asked.credentials_secret_ref
-    return Place(
-        store=StoreLocation(
-            uri=f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}",
-            endpoint=endpoint,
-            region=asked.region or settings.store_region,
-        ),
-        secret=secret.name if secret else settings.store_secret,
-        chosen_endpoint=asked.endpoint or "",
-    )
+IMPLICIT = "diffusers"
+"""Name of the artifact that is published to convert others from, where none was asked for."""
 
 
 def resolution_of(spec: DreamboothSessionSpec) -> int:
@@ -89,30 +29,62 @@ def resolution_of(spec: DreamboothSessionSpec) -> int:
     return spec.training.resolution or BASE_MODELS[spec.base_model.variant].native_resolution
 
 
-def prepare(spec: DreamboothSessionSpec, identity: SessionIdentity, place: Place) -> Work:
+def exported(spec: DreamboothSessionSpec) -> tuple[Output, ...]:
+    """Outputs that a ModelConversion makes of what the trainer publishes."""
+    return tuple(output for output in spec.outputs if output.format != "Diffusers")
+
+
+def published(spec: DreamboothSessionSpec) -> tuple[Output, ...]:
+    """Outputs that the trainer itself publishes. Exports are made of one in full precision: where
+    none is asked for there is one all the same."""
+    asked = tuple(output for output in spec.outputs if output.format == "Diffusers")
+    if any(output.precision == "Keep" for output in asked) or not exported(spec):
+        return asked
+    taken = {output.name for output in spec.outputs}
+    name = next(n for n in (IMPLICIT, f"{IMPLICIT}-full", f"{IMPLICIT}-kept") if n not in taken)
+    return (*asked, Output(name=name))
+
+
+def prepare(
+    spec: DreamboothSessionSpec,
+    identity: SessionIdentity,
+    place: Place,
+    *,
+    fetched: Artifact | None = None,
+) -> Work:
     """Check the pictures and the base model; `rerun` takes a new snapshot of the uploads."""
+    training = spec.training
+    concept_sources = training.concept_stage.sources if training.concept_stage else ()
+    class_sources = training.prior_preservation.sources if training.prior_preservation else ()
     run = PrepareRun(
         session=identity,
         store=place.store,
         base_model=spec.base_model,
+        fetched=fetched,
         concepts=spec.concepts,
         preprocess=spec.preprocess,
         captions=spec.captions,
         resolution=resolution_of(spec),
+        class_sources=class_sources,
+        concept_sources=concept_sources,
     )
     target = digest_json(
         {
-            "baseModel": _told(spec.base_model),
-            "concepts": [_told(concept) for concept in spec.concepts],
-            "preprocess": _told(spec.preprocess),
-            "captions": _told(spec.captions),
+            "baseModel": _base_model(spec, fetched),
+            "concepts": [told(concept) for concept in spec.concepts],
+            "preprocess": told(spec.preprocess),
+            "captions": told(spec.captions),
             "resolution": run.resolution,
             "place": place.identity,
             "uploads": layout.uploads(identity.namespace, identity.name),
             "rerun": spec.rerun,
+            **_given("classSources", class_sources),
+            **_given("conceptSources", concept_sources),
         }
     )
-    return Work(PREPARE, run, target, _work_digest(spec, run, target))
+    return Work(
+        PREPARE, run, target, digest(run, target, runtime=spec.runtime, storage=spec.storage)
+    )
 
 
 def train(
@@ -122,21 +94,26 @@ def train(
     *,
     dataset: DatasetStatus,
     base_model: Artifact,
+    class_images: Artifact | None = None,
+    concept_images: Artifact | None = None,
 ) -> Work:
     """Train on a prepared snapshot. The target covers what must be reached, not how it is watched:
     other samples or checkpoints do not reopen what is complete."""
-    digest = run_digest(
+    identifier = run_digest(
         training=spec.training,
         variant=spec.base_model.variant,
         resolution=resolution_of(spec),
         dataset_digest=dataset.digest,
         base_model_digest=base_model.digest,
         rerun=spec.rerun,
+        class_images_digest=class_images.digest if class_images else None,
+        concept_images_digest=concept_images.digest if concept_images else None,
     )
+    outputs = published(spec)
     run = TrainRun(
         session=identity,
         store=place.store,
-        digest=digest,
+        digest=identifier,
         variant=spec.base_model.variant,
         base_model=base_model,
         dataset=Artifact(name="dataset", uri=dataset.uri, digest=dataset.digest, size=dataset.size),
@@ -144,24 +121,35 @@ def train(
         training=spec.training,
         samples=spec.samples,
         checkpoints=spec.checkpoints,
-        outputs=spec.outputs,
+        outputs=outputs,
+        trackers=spec.trackers,
+        class_images=class_images,
+        concept_images=concept_images,
     )
     target = digest_json(
         {
-            "run": digest,
+            "run": identifier,
             "place": place.identity,
             "steps": [spec.training.text_encoder.steps, spec.training.denoiser.steps],
-            "outputs": [_told(output) for output in spec.outputs],
+            "outputs": [told(output) for output in outputs],
+            **_concept_steps(spec),
         }
     )
-    return Work(TRAIN, run, target, _work_digest(spec, run, target))
+    return Work(
+        TRAIN,
+        run,
+        target,
+        digest(run, target, runtime=spec.runtime, storage=spec.storage),
+        amounts=_amounts(spec.runtime),
+        tokens=_tokens(spec.trackers),
+    )
 
 
 def purge(spec: DreamboothSessionSpec, identity: SessionIdentity, place: Place) -> Work:
     """Delete what the session left in the store."""
     run = PurgeRun(session=identity, store=place.store)
     target = digest_json({"purge": identity.uid, "place": place.identity})
-    return Work(PURGE, run, target, _work_digest(spec, run, target))
+    return Work(PURGE, run, target, digest(run, target, runtime=spec.runtime, storage=spec.storage))
 
 
 def run_uri(work: Work) -> str:
@@ -173,27 +161,36 @@ def run_uri(work: Work) -> str:
     return f"{run.store.uri}/{prefix}"
 
 
-def _work_digest(
-    spec: DreamboothSessionSpec, run: PrepareRun | TrainRun | PurgeRun, target: str
-) -> str:
-    """What the user decides about a Job. The image and the default store's address are the
-    installation's: changing them must not stop what runs."""
-    asked = _told(run)
-    for of_the_installation in ("endpoint", "region"):
-        asked["store"].pop(of_the_installation, None)
-    return digest_json(
-        {
-            "stage": run.kind,
-            "run": asked,
-            "target": target,
-            "runtime": _told(spec.runtime),
-            "storage": _told(spec.storage),
-        }
-    )
+def _base_model(spec: DreamboothSessionSpec, fetched: Artifact | None) -> dict[str, Any]:
+    """What the base model is: where it was fetched, only its content counts."""
+    if fetched is None:
+        return told(spec.base_model)
+    return {"variant": spec.base_model.variant, "fetched": [fetched.uri, fetched.digest]}
 
 
-def _told(model: Door) -> dict[str, Any]:
-    """What differs from the defaults, for digests: a field that a later version adds must neither
-    stop what runs nor reopen what is complete. A default that changes has to be written in here."""
-    told: dict[str, Any] = model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return told
+def _given(name: str, sources: tuple[ImageSource, ...]) -> dict[str, Any]:
+    return {name: [told(source) for source in sources]} if sources else {}
+
+
+def _concept_steps(spec: DreamboothSessionSpec) -> dict[str, Any]:
+    stage = spec.training.concept_stage
+    return {"conceptSteps": stage.steps} if stage else {}
+
+
+def _amounts(runtime: Runtime) -> Mapping[str, str]:
+    asked = runtime.resources
+    amounts = {"cpu": asked.cpu, "memory": asked.memory}
+    if asked.gpu:
+        amounts[asked.gpu_resource] = str(asked.gpu)
+    return amounts
+
+
+def _tokens(trackers: Trackers) -> tuple[Token, ...]:
+    tokens = []
+    if trackers.mlflow is not None and trackers.mlflow.token_secret_ref is not None:
+        token = trackers.mlflow.token_secret_ref
+        tokens.append(Token(token, "spec.trackers.mlflow.tokenSecretRef"))
+    if trackers.wandb is not None:
+        token = trackers.wandb.api_key_secret_ref
+        tokens.append(Token(token, "spec.trackers.wandb.apiKeySecretRef"))
+    return tuple(tokens)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kubebooth_api import combinations
 from kubebooth_api.door import Door, changed_fields
 from kubebooth_api.v1alpha1.session import DreamboothSessionSpec
 
 from kubebooth_operator.doors import Stalled
+from kubebooth_operator.session import asked
 
 WHOLE = (
     "suspend",
@@ -20,8 +22,13 @@ WHOLE = (
     "deletionPolicy",
     "approvedDataset",
     "acceptLicense",
+    "baseModel.variant",
     "baseModel.source",
+    "baseModel.source.digest",
     "baseModel.source.store",
+    "baseModel.source.huggingFace",
+    "baseModel.source.url",
+    "baseModel.source.session",
     "concepts[].name",
     "concepts[].token",
     "concepts[].className",
@@ -31,8 +38,12 @@ WHOLE = (
     "preprocess.minImages",
     "preprocess.badFiles",
     "preprocess.minEdge",
+    "preprocess.buckets",
     "captions.prefix",
     "captions.suffix",
+    "training.method",
+    "training.lora",
+    "training.optimizer",
     "training.resolution",
     "training.allowNonNativeResolution",
     "training.textEncoder.steps",
@@ -40,6 +51,7 @@ WHOLE = (
     "training.textEncoder.lrScheduler",
     "training.textEncoder.warmupSteps",
     "training.textEncoder.mode",
+    "training.textEncoder.resolution",
     "training.denoiser",
     "training.priorPreservation",
     "training.priorPreservation.classPrompt",
@@ -47,6 +59,7 @@ WHOLE = (
     "training.priorPreservation.weight",
     "training.priorPreservation.inferenceSteps",
     "training.priorPreservation.guidanceScale",
+    "training.priorPreservation.sources[].store",
     "training.batchSize",
     "training.gradientAccumulation",
     "training.maxGradNorm",
@@ -58,11 +71,23 @@ WHOLE = (
     "training.zeroTerminalSnr",
     "training.ema",
     "training.captionDropout",
+    "training.captionShuffle",
+    "training.captionKeepTokens",
+    "training.timestepSampling",
+    "training.guidance",
+    "training.conceptStage",
+    "training.conceptStage.sources[].store",
+    "training.conceptStage.steps",
+    "training.conceptStage.learningRate",
+    "training.validation",
+    "training.memory",
+    "training.compile",
     "training.seed",
     "samples",
-    "checkpoints.everySteps",
-    "checkpoints.keepLast",
+    "checkpoints",
+    "trackers",
     "outputs[].name",
+    "outputs[].format",
     "outputs[].precision",
     "storage",
     "runtime.image",
@@ -82,20 +107,14 @@ WHOLE = (
 fields below it are named too."""
 
 VALUES: Mapping[str, tuple[str, ...]] = {
-    "baseModel.variant": ("sd15",),
     "preprocess.crop": ("Center",),
     "captions.mode": ("Files", "None"),
     "review": ("Auto",),
-    "training.method": ("Full",),
-    "training.optimizer": ("AdamW",),
-    "outputs[].format": ("Diffusers",),
     "runtime.launcher": ("Job",),
 }
 """Fields of which some values are served."""
 
 CURES: Mapping[str, str] = {
-    "baseModel.source": "base models are read from the session's store: upload one in Diffusers"
-    " layout and name it in baseModel.source.store.key",
     "concepts[].sources": "pictures are read from the session's store: upload them, or name a"
     " prefix in concepts[].sources[].store.key",
     "captions": "captions are read from .txt files beside the pictures: set captions.mode to Files"
@@ -107,15 +126,24 @@ CURES: Mapping[str, str] = {
 _ASK_ABOVE = frozenset(path.rpartition(".")[0].removesuffix("[]") for path in WHOLE)
 
 
+def refuse(spec: DreamboothSessionSpec) -> None:
+    """Raise `Stalled` for what this version does not follow, and for what does not go together."""
+    refuse_what_is_not_served(spec)
+    faults = combinations.faults(
+        variant=spec.base_model.variant,
+        training=spec.training,
+        resolution=asked.resolution_of(spec),
+        checkpoints=spec.checkpoints,
+        outputs=asked.published(spec) + asked.exported(spec),
+    )
+    told = "; ".join(f"spec.{fault}" for fault in faults)
+    if told:
+        raise Stalled("InvalidCombination", told)
+
+
 def refuse_what_is_not_served(spec: DreamboothSessionSpec) -> None:
     """Raise `Stalled` with reason `NotSupported` that names the first field not served, what this
     version does and the cure."""
-    if spec.base_model.source is None:
-        raise Stalled(
-            "NotSupported",
-            "spec.baseModel.source: absent, and this version does not fetch models of the"
-            f" catalogue; {CURES['baseModel.source']}",
-        )
     for path, value in changed_fields(spec):
         if path in VALUES:
             if value not in VALUES[path]:

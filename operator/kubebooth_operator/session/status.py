@@ -1,29 +1,27 @@
-"""Facts and situation → the whole status: conditions, progress and words for people. Pure.
+"""Facts and situation → the whole status of a session: conditions, progress, words. Pure.
 
 The phase is written here and read nowhere.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from kubebooth_api.v1alpha1.common import Condition
 from kubebooth_api.v1alpha1.session import Progress
 
 from kubebooth_operator.doors import Event
-from kubebooth_operator.session.asked import PREPARE, TRAIN
+from kubebooth_operator.jobs import telling
+from kubebooth_operator.jobs.facts import stage_of
+from kubebooth_operator.jobs.situation import Kind, Situation
+from kubebooth_operator.jobs.telling import Said
+from kubebooth_operator.jobs.work import FETCH, PREPARE, PURGE, TRAIN
+from kubebooth_operator.session.exporting import EXPORT
 from kubebooth_operator.session.facts import Facts
-from kubebooth_operator.session.situation import Kind, Situation
 
 CONDITIONS = (
-    "Ready",
-    "Reconciling",
-    "Stalled",
-    "Complete",
-    "Failed",
+    *telling.GENERAL,
     "DatasetReady",
     "ModelReady",
     "CaptionsReady",
@@ -42,12 +40,6 @@ _TRAINING_PHASES = {
     "Samples": "Sampling",
     "Publish": "Publishing",
 }
-_NORMAL = {Kind.WORKING, Kind.STOPPING, Kind.SUSPENDED, Kind.COMPLETE}
-
-_SUMMARY_LENGTH = 100
-
-Said = tuple[bool, str, str]
-"""Status, reason and message of a condition."""
 
 
 def write(
@@ -60,61 +52,28 @@ def write(
 ) -> dict[str, Any]:
     """The status that should be; `stages` are the conditions that `stages` or `stages_as_before`
     gave. The same input gives the same status, and times of unchanged conditions stay."""
-    said = {**_general(situation), **stages}
+    said = {**telling.general(situation), **stages}
     progress = _fitting(facts.progress, situation)
     complete = facts.model_copy(
         update={
             "observed_generation": generation,
             "phase": _phase(situation, progress),
             "message": situation.message,
-            "summary": textwrap.shorten(situation.message, _SUMMARY_LENGTH, placeholder=" …"),
-            "conditions": _conditions(facts, said, generation=generation, now=now),
+            "summary": telling.summary(situation.message),
+            "conditions": telling.conditions(
+                facts.conditions, said, order=CONDITIONS, generation=generation, now=now
+            ),
             "progress": progress,
-            "progress_text": _progress_text(progress, situation),
+            "progress_text": telling.progress_text(progress, situation),
         }
     )
     return complete.dump()
 
 
 def events(before: Facts, after: Mapping[str, Any], situation: Situation) -> tuple[Event, ...]:
-    """What changed and is worth an event: why Ready is what it is, and what came true."""
-    old = {c.type: c for c in before.conditions}
-    told: dict[str, Event] = {}
-    for condition in after.get("conditions", ()):
-        kind, reason, message = condition["type"], condition["reason"], condition["message"]
-        known = old.get(kind)
-        if kind == "Ready" and (known is None or known.reason != reason):
-            normal = situation.kind in _NORMAL
-            told[reason] = Event("Normal" if normal else "Warning", reason, message)
-        came_true = condition["status"] == "True" and (known is None or known.status != "True")
-        if came_true and kind in {"DatasetReady", "Trained", "Complete"}:
-            told.setdefault(kind, Event("Normal", kind, message))
-    return tuple(told.values())
-
-
-def _general(situation: Situation) -> dict[str, Said]:
-    kind, reason, message = situation.kind, situation.reason, situation.message
-    busy = kind in {Kind.WORKING, Kind.HELD_UP, Kind.RETRYING, Kind.STOPPING}
-    return {
-        "Ready": (kind is Kind.COMPLETE, reason, message),
-        "Reconciling": (busy, reason, message if busy else "nothing is under way"),
-        "Stalled": _if(kind in {Kind.STALLED, Kind.FAILED}, situation, "NotStalled"),
-        "Complete": _if(kind is Kind.COMPLETE, situation, "NotComplete"),
-        "Failed": _if(kind is Kind.FAILED, situation, "NotFailed"),
-        "Suspended": _if(kind is Kind.SUSPENDED, situation, "NotSuspended"),
-    }
-
-
-def _if(holds: bool, situation: Situation, otherwise: str) -> Said:
-    if holds:
-        return True, situation.reason, situation.message
-    words = {
-        "NotStalled": "the spec can be followed",
-        "NotComplete": "not yet complete",
-        "NotFailed": "no try has failed for good",
-        "NotSuspended": "not suspended",
-    }
-    return False, otherwise, words[otherwise]
+    """What changed and is worth an event."""
+    milestones = {"DatasetReady", "Trained", "Complete"}
+    return telling.events(before.conditions, after, situation, milestones=milestones)
 
 
 def stages(
@@ -129,6 +88,8 @@ def stages(
     if trained:
         told["Trained"] = (True, "Trained", "the step targets are reached")
         told["Exported"] = (True, "Published", f"published: {names}")
+        if situation.stage == EXPORT:
+            told["Exported"] = (False, situation.reason, situation.message)
         return told
     failed = situation.kind is Kind.FAILED and situation.stage == TRAIN
     reason = situation.reason if failed else "NotYet"
@@ -170,6 +131,10 @@ def _prepared(facts: Facts, captions: str) -> dict[str, Said]:
 def _unprepared(situation: Situation) -> dict[str, Said]:
     if situation.stage == PREPARE and situation.kind in {Kind.FAILED, Kind.RETRYING}:
         return _pending(situation.reason, situation.message)
+    if situation.stage == FETCH:
+        told = _pending("NotYet", "the base model is not yet in the store")
+        told["ModelReady"] = (False, situation.reason, situation.message)
+        return told
     return _pending("NotYet", "not yet prepared")
 
 
@@ -182,79 +147,15 @@ def _pending(reason: str, message: str) -> dict[str, Said]:
     }
 
 
-def _conditions(
-    facts: Facts, said: Mapping[str, Said], *, generation: int, now: datetime
-) -> tuple[Condition, ...]:
-    old = {condition.type: condition for condition in facts.conditions}
-    return tuple(
-        condition(old.get(kind), kind, said[kind], generation=generation, now=now)
-        for kind in CONDITIONS
-    )
-
-
-def condition(
-    old: Condition | None, kind: str, said: Said, *, generation: int, now: datetime
-) -> Condition:
-    """One condition; the time of its last transition stays while its status does."""
-    holds, reason, message = said
-    status = "True" if holds else "False"
-    same = old is not None and old.status == status
-    return Condition.model_validate(
-        {
-            "type": kind,
-            "status": status,
-            "observed_generation": generation,
-            "last_transition_time": old.last_transition_time if old and same else now,
-            "reason": reason,
-            "message": message,
-        }
-    )
-
-
 def _fitting(progress: Progress | None, situation: Situation) -> Progress | None:
     """Progress of the stage that is under way; a prepare's is no news once training begins."""
-    if progress is None or situation.stage == "":
+    if progress is None or situation.stage in {"", EXPORT, PURGE}:
         return progress
-    return progress if (progress.stage == PREPARE) == (situation.stage == PREPARE) else None
+    return progress if stage_of(progress) == situation.stage else None
 
 
 def _phase(situation: Situation, progress: Progress | None) -> str:
-    fixed = {
-        Kind.HELD_UP: "Waiting",
-        Kind.RETRYING: "Retrying",
-        Kind.STOPPING: "Stopping",
-        Kind.SUSPENDED: "Suspended",
-        Kind.COMPLETE: "Complete",
-        Kind.FAILED: "Failed",
-        Kind.STALLED: "Stalled",
-    }
-    if situation.kind in fixed:
-        return fixed[situation.kind]
-    if situation.stage == "Purge":
-        return "Purging"
-    if situation.stage == PREPARE:
-        return "Preparing"
     if progress is None:
-        return "Starting"
-    return _TRAINING_PHASES.get(progress.stage, "Training")
-
-
-def _progress_text(progress: Progress | None, situation: Situation) -> str | None:
-    if situation.kind is Kind.COMPLETE:
-        return "100%"
-    if progress is None:
-        return None
-    text = f"{progress.stage} {progress.step}/{progress.total_steps} {progress.percentage}%"
-    left_s = progress.estimated_remaining_seconds
-    if left_s is None or situation.kind is not Kind.WORKING:
-        return text[:64]
-    return f"{text} {_duration(left_s)}"[:64]
-
-
-def _duration(seconds: int) -> str:
-    """`3h12m`, `3m12s` or `12s`."""
-    hours, rest = divmod(seconds, 3600)
-    minutes, left = divmod(rest, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{left:02d}s" if minutes else f"{left}s"
+        return telling.phase(situation, working="Starting")
+    training = _TRAINING_PHASES.get(progress.stage, "Training")
+    return telling.phase(situation, working=training)

@@ -17,7 +17,9 @@ import yaml
 from kubebooth_api.artifacts import Artifact
 from kubebooth_api.runs import SessionIdentity
 from kubebooth_api.v1alpha1.session import DatasetStatus, DreamboothSessionSpec
-from kubebooth_operator.session import asked, children
+from kubebooth_operator.jobs import children
+from kubebooth_operator.jobs.work import Work, resolve_place
+from kubebooth_operator.session import asked
 from kubebooth_operator.settings import Settings
 
 HERE = Path(__file__).parent
@@ -46,8 +48,8 @@ def _spec(runtime: dict[str, Any]) -> DreamboothSessionSpec:
     )
 
 
-def _works(spec: DreamboothSessionSpec) -> dict[str, asked.Work]:
-    place = asked.resolve_place(spec, SETTINGS)
+def _works(spec: DreamboothSessionSpec) -> dict[str, Work]:
+    place = resolve_place(spec.storage, SETTINGS)
     identity = SessionIdentity(
         namespace="artists", name="rex", uid="6f1c2b1e-0000-4000-8000-000000000001"
     )
@@ -99,7 +101,7 @@ RICH: dict[str, Any] = {
 def test_children_are_as_they_were(name: str, stage: str, runtime: dict[str, Any]) -> None:
     spec = _spec(runtime)
     work = _works(spec)[stage]
-    place = asked.resolve_place(spec, SETTINGS)
+    place = resolve_place(spec.storage, SETTINGS)
     config_map = children.config_map(work)
     manifests = [config_map, children.job(work, SERIES, spec.runtime, place, SETTINGS)]
     text = yaml.safe_dump_all(

@@ -12,7 +12,9 @@ from kubebooth_api.artifacts import Artifact
 from kubebooth_api.runs import SessionIdentity
 from kubebooth_api.v1alpha1.session import DatasetStatus, DreamboothSessionSpec
 from kubebooth_cluster.testing import RealCluster, eventually, found
-from kubebooth_operator.session import asked, children
+from kubebooth_operator.jobs import children
+from kubebooth_operator.jobs.work import resolve_place
+from kubebooth_operator.session import asked
 from kubebooth_operator.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -56,7 +58,7 @@ class Stage:
     def manifests(self, stage: str) -> list[dict[str, Any]]:
         """ConfigMap and Job of a stage."""
         spec = DreamboothSessionSpec.parse(SPEC)
-        place = asked.resolve_place(spec, SETTINGS)
+        place = resolve_place(spec.storage, SETTINGS)
         identity = SessionIdentity(namespace=self.namespace, name="rex", uid=self.uid)
         digest = "sha256:" + "1" * 64
         works = {

@@ -97,7 +97,9 @@ class Simulator:
         self._seen = len(self.server.log)
         self.cache = Cache(self.resources)
         self.queue: WorkQueue[Key] = WorkQueue(clock=self._clock, jitter=self.random.random)
-        cluster = Cluster(self.server, self.cache, self.resources, worker=self.workers.get)
+        cluster = Cluster(
+            self.server, self.cache, self.resources, worker=self.workers.get, wake=self.queue.add
+        )
         self.cluster = cluster
         self.reconciler = Reconciler(cluster, self.kinds, self.told, now=lambda: self.now)
         self.resync()
@@ -231,7 +233,7 @@ class Simulator:
 
     def _event(self, type_: str, resource: Resource, body: Json) -> None:
         metadata = body["metadata"]
-        key = self.cache.parent_of(resource, body)
+        keys = self.cache.concerned(resource, body)
         name = (metadata["namespace"], metadata["name"])
         # What no longer has the selected labels is told as deleted.
         if type_ == "DELETED" or not selected(resource, body):
@@ -239,8 +241,9 @@ class Simulator:
             changed = self.cache.drop(resource, name, uid=uid, version=version)
         else:
             changed = self.cache.put(resource, body)
-        if changed and key is not None:
-            self.queue.add(key)
+        if changed:
+            for key in keys:
+                self.queue.add(key)
 
     def _only_idle_requeues(self, before: int) -> bool:
         """Whether a whole turn of what is due later changed nothing."""

@@ -144,7 +144,7 @@ def test_children_are_found_by_their_controller_and_pods_through_their_job() -> 
     by_job = owned("Job", "job", "j", api="batch/v1")
     cache.put(PODS, thing("pod", uid="p", version=4, metadata=by_job))
     cache.put(CONFIG_MAPS, thing("other", uid="o", version=5))
-    names = [body["metadata"]["name"] for _, body in cache.children("parent", ONE)]
+    names = [body["metadata"]["name"] for _, body in cache.children(SESSIONS, "parent", ONE)]
     assert names == ["map", "job", "pod"]
     key = Key("dreamboothsessions", "default", "one")
     assert cache.parent_of(PODS, thing("pod", metadata=by_job)) == key
@@ -159,10 +159,12 @@ def test_a_pod_whose_job_is_gone_still_belongs_to_its_session() -> None:
     orphan["labels"] = {"kubebooth.io/session": "one"}
     pod = thing("pod", uid="p", version=4, metadata=orphan)
     cache.put(PODS, pod)
-    assert [body["metadata"]["name"] for _, body in cache.children("parent", ONE)] == ["pod"]
+    assert [body["metadata"]["name"] for _, body in cache.children(SESSIONS, "parent", ONE)] == [
+        "pod"
+    ]
     assert cache.parent_of(PODS, pod) == Key("dreamboothsessions", "default", "one")
     cache.drop(PODS, ("default", "pod"), uid="p")
-    assert cache.children("parent", ONE) == []
+    assert cache.children(SESSIONS, "parent", ONE) == []
 
 
 def test_what_is_never_read_takes_no_memory_and_copies_cannot_change_the_cache() -> None:

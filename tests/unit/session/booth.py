@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from kubebooth_operator.doors import Key, Observed, Plan
+from kubebooth_operator.jobs.names import RETRY_ANNOTATION
 from kubebooth_operator.kinds import Kind
-from kubebooth_operator.session.names import RETRY_ANNOTATION
 from kubebooth_operator.session.plan import plan
 from kubebooth_operator.settings import Settings
 

@@ -10,23 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubebooth_api.runs import RUN, SessionIdentity
 from kubebooth_api.v1alpha1.session import DreamboothSessionSpec
-from kubebooth_operator.session import asked, children, names
+from kubebooth_operator.jobs import children, names
+from kubebooth_operator.jobs.work import Work, resolve_place
+from kubebooth_operator.resources import label_value
+from kubebooth_operator.session import asked
 
 from tests.unit.session.booth import SETTINGS, spec
 
 _NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", fullmatch=True)
 
 
-def _prepare(name: str = "rex", **fields: Any) -> asked.Work:
+def _prepare(name: str = "rex", **fields: Any) -> Work:
     parsed = DreamboothSessionSpec.parse(spec(**fields))
     identity = SessionIdentity(namespace="default", name=name, uid="uid-1")
-    return asked.prepare(parsed, identity, asked.resolve_place(parsed, SETTINGS))
+    return asked.prepare(parsed, identity, resolve_place(parsed.storage, SETTINGS))
 
 
 def _job(**fields: Any) -> Any:
     parsed = DreamboothSessionSpec.parse(spec(**fields))
     work = _prepare(**fields)
-    place = asked.resolve_place(parsed, SETTINGS)
+    place = resolve_place(parsed.storage, SETTINGS)
     return children.job(work, "sha256:0", parsed.runtime, place, SETTINGS)
 
 
@@ -38,7 +41,9 @@ def test_names_fit_a_host_name_with_the_pods_suffix(name: str, uid: str, stage: 
     assert job == job.strip("-.")
     assert "." not in job
     assert len(names.config_map(name, stage, "sha256:" + "a" * 64)) <= 63
-    assert all(len(value) <= 63 for value in names.labels(name, stage).values())
+    assert all(
+        len(value) <= 63 for value in names.labels("DreamboothSession", name, stage).values()
+    )
 
 
 def test_namesakes_with_other_uids_never_share_a_job() -> None:
@@ -46,10 +51,10 @@ def test_namesakes_with_other_uids_never_share_a_job() -> None:
 
 
 def test_the_label_is_the_name_where_it_fits() -> None:
-    assert names.label_value("rex") == "rex"
+    assert label_value("rex") == "rex"
     long = "a" * 100
-    assert names.label_value(long) != names.label_value(long + "b")
-    assert len(names.label_value(long)) <= 63
+    assert label_value(long) != label_value(long + "b")
+    assert len(label_value(long)) <= 63
 
 
 def test_the_run_in_the_config_map_is_what_was_asked() -> None:
@@ -116,8 +121,8 @@ def test_a_moved_default_store_is_the_same_work_but_another_bucket_is_not() -> N
     parsed = DreamboothSessionSpec.parse(spec())
     identity = SessionIdentity(namespace="default", name="rex", uid="uid-1")
 
-    def work(**changes: str) -> asked.Work:
-        place = asked.resolve_place(parsed, replace(SETTINGS, **changes))
+    def work(**changes: str) -> Work:
+        place = resolve_place(parsed.storage, replace(SETTINGS, **changes))
         return asked.prepare(parsed, identity, place)
 
     moved = work(store_endpoint="http://elsewhere:9000", store_region="moon")

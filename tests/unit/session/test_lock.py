@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kubebooth_operator.jobs.names import STAGE_LABEL
 from kubebooth_operator.resources import JOBS, PODS
-from kubebooth_operator.session.names import STAGE_LABEL
 
 from tests.unit.operator_core.simulator import MemoryServer
 from tests.unit.session.booth import Booth

@@ -65,21 +65,21 @@ def test_a_store_that_nobody_configured_names_the_fields() -> None:
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"baseModel": {"variant": "sdxl", "source": {"store": {"key": "x"}}}}, "variant: sdxl"),
-        ({"baseModel": {"variant": "sd15"}}, "spec.baseModel.source: absent"),
-        (
-            {"baseModel": {"variant": "sd15", "source": {"session": {"name": "a"}}}},
-            "spec.baseModel.source.session",
-        ),
         ({"preprocess": {"crop": "Smart"}}, "spec.preprocess.crop: Smart"),
         ({"captions": {"mode": "Model", "model": {"model": "m"}}}, "spec.captions.mode: Model"),
         ({"captions": {"lint": "Fail"}}, "spec.captions.lint: Fail"),
         ({"review": "Required"}, "spec.review: Required"),
-        ({"training": {"method": "LoRA"}}, "spec.training.method: LoRA"),
-        ({"training": {"optimizer": "Prodigy"}}, "spec.training.optimizer: Prodigy"),
-        ({"training": {"memory": {"allowLora": True}}}, "spec.training.memory.allowLora: True"),
-        ({"training": {"validation": {}}}, "spec.training.validation"),
-        ({"outputs": [{"name": "a", "format": "Ckpt"}]}, "spec.outputs[].format: Ckpt"),
+        (
+            {
+                "training": {
+                    "priorPreservation": {
+                        "classPrompt": "a dog",
+                        "sources": [{"url": {"href": "https://example.com/a.zip"}}],
+                    }
+                }
+            },
+            "spec.training.priorPreservation.sources[].url",
+        ),
         (
             {"publish": {"oci": {"reference": "r.example.com/a:b"}}},
             "spec.publish.oci",

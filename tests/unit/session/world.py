@@ -15,10 +15,10 @@ from typing import Any
 from kubebooth_api.artifacts import Artifact, Checkpoint
 from kubebooth_api.digests import digest_json
 from kubebooth_api.exitcodes import REASONS, ExitCode
-from kubebooth_api.runs import RUN, PrepareRun, RunReport, TrainRun
+from kubebooth_api.runs import RUN, FetchRun, PrepareRun, RunReport, TrainRun
 from kubebooth_api.v1alpha1.session import DatasetStatus
+from kubebooth_operator.jobs.names import STAGE_LABEL
 from kubebooth_operator.resources import JOBS, PODS, controller
-from kubebooth_operator.session.names import STAGE_LABEL
 
 from tests.unit.operator_core.simulator import MemoryServer, Simulator
 
@@ -38,6 +38,8 @@ class World:
     """Whether the running worker of a stage goes on running."""
     trained: list[tuple[str, int]] = field(default_factory=list)
     """Run digest and steps of every training that was carried out to the end."""
+    fetched: list[FetchRun] = field(default_factory=list)
+    """Every fetch that was carried out."""
     purged: int = 0
     most_train_pods: int = 0
     """Most train pods that were alive at once."""
@@ -191,7 +193,10 @@ class World:
         assert config is not None, "the worker's Run is gone"
         run = RUN.validate_json(config["data"]["run.json"])
         made: dict[str, Any] = {}
-        if isinstance(run, PrepareRun):
+        if isinstance(run, FetchRun):
+            self.fetched.append(run)
+            made = {"base_model": fetched(run)}
+        elif isinstance(run, PrepareRun):
             made = prepared(run)
         elif isinstance(run, TrainRun):
             made = self._train(run)
@@ -206,7 +211,16 @@ class World:
         digest = digest_json([run.digest, steps])
         uri = f"{run.store.uri}/runs/{run.digest[7:19]}"
         return {
-            "artifacts": (Artifact(name="diffusers", uri=uri, digest=digest, size=3),),
+            "artifacts": tuple(
+                Artifact(
+                    name=output.name,
+                    uri=f"{uri}/artifacts/{output.name}/{digest[7:19]}",
+                    digest=digest,
+                    size=3,
+                    format="Diffusers",
+                )
+                for output in run.outputs
+            ),
             "checkpoint": Checkpoint(
                 stage="Denoiser",
                 step=run.training.denoiser.steps,
@@ -217,6 +231,14 @@ class World:
             ),
             "samples": f"{uri}/grid.png",
         }
+
+
+def fetched(run: FetchRun) -> Artifact:
+    """Where a fetch leaves a model, keyed by what names it."""
+    digest = digest_json([run.source.dump(), run.variant, run.layout])
+    return Artifact(
+        name="model", uri=f"{run.store.uri}/models/x{digest[7:19]}", digest=digest, size=7
+    )
 
 
 def prepared(run: PrepareRun) -> dict[str, Any]:
@@ -230,7 +252,7 @@ def prepared(run: PrepareRun) -> dict[str, Any]:
         "base_model": Artifact(
             name="shapes",
             uri=f"{run.store.uri}/models/shapes",
-            digest=digest_json(asked["baseModel"]),
+            digest=run.fetched.digest if run.fetched else digest_json(asked["baseModel"]),
             size=9,
         ),
     }

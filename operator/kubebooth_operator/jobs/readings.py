@@ -1,4 +1,4 @@
-"""Observed manifests → what they say about a session, its Jobs and their pods.
+"""Observed manifests → what they say about an object of ours, its Jobs and their pods.
 
 Knows the shapes of Kubernetes objects so that nobody else here has to; decides nothing.
 """
@@ -8,17 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from kubebooth_api.exitcodes import REASONS, ExitCode
 from kubebooth_api.runs import RunReport
+from kubebooth_api.v1alpha1.conversion import ModelConversionStatus
 from kubebooth_api.v1alpha1.session import DreamboothSessionStatus
 from pydantic import ValidationError
 
 from kubebooth_operator.doors import ChildRef, Manifest, Observed
+from kubebooth_operator.jobs import names
+from kubebooth_operator.jobs.children import WORKER
 from kubebooth_operator.resources import FINALIZER
-from kubebooth_operator.session import names
-from kubebooth_operator.session.children import WORKER
+
+F = TypeVar("F", DreamboothSessionStatus, ModelConversionStatus)
+"""The status of a kind: the facts that are remembered once Jobs are gone."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Session:
-    """The session and everything seen of its children."""
+class Seen(Generic[F]):
+    """An object of ours and everything seen of its children."""
 
+    kind: str
     name: str
     namespace: str
     uid: str
@@ -118,7 +123,7 @@ class Session:
     finalizers: tuple[str, ...]
     retry_token: str
     disabled: bool
-    status: DreamboothSessionStatus
+    status: F
     """The facts that status keeps; empty when it cannot be read."""
     raw_status: Mapping[str, Any]
     jobs: Mapping[str, Job]
@@ -134,8 +139,8 @@ class Session:
         return FINALIZER in self.finalizers
 
 
-def read(observed: Observed) -> Session:
-    """Everything the plan asks about the observed objects."""
+def read(observed: Observed, status: type[F]) -> Seen[F]:
+    """Everything a plan asks about the observed objects; `status` is the kind's own."""
     parent = observed.parent
     metadata = parent["metadata"]
     annotations = metadata.get("annotations") or {}
@@ -146,7 +151,8 @@ def read(observed: Observed) -> Session:
     )
     jobs = [_job(manifest, pods) for manifest in kinds["Job"]]
     raw_status = parent.get("status") or {}
-    return Session(
+    return Seen(
+        kind=parent["kind"],
         name=metadata["name"],
         namespace=metadata["namespace"],
         uid=metadata["uid"],
@@ -156,7 +162,7 @@ def read(observed: Observed) -> Session:
         finalizers=tuple(metadata.get("finalizers") or ()),
         retry_token=annotations.get(names.RETRY_ANNOTATION, ""),
         disabled=annotations.get(names.RECONCILE_ANNOTATION) == "disabled",
-        status=_status(raw_status),
+        status=_status(raw_status, status),
         raw_status=raw_status,
         jobs={job.stage: job for job in jobs if job.stage},
         pods=tuple(pods),
@@ -181,12 +187,12 @@ def _by_kind(children: Iterable[Manifest]) -> dict[str, list[Manifest]]:
     return kinds
 
 
-def _status(raw: Mapping[str, Any]) -> DreamboothSessionStatus:
+def _status(raw: Mapping[str, Any], status: type[F]) -> F:
     # A status of another version or another hand is no fact: workers find theirs in the store.
     try:
-        return DreamboothSessionStatus.parse(raw)
+        return status.parse(raw)
     except ValidationError:
-        return DreamboothSessionStatus()
+        return status()
 
 
 def _stage(metadata: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from kubebooth_api.exitcodes import REASONS, ExitCode
 
-from kubebooth_operator.session.readings import Job, Pod
+from kubebooth_operator.jobs.readings import Job, Pod
 
 _OUT_OF_MEMORY = REASONS[ExitCode.OUT_OF_MEMORY]
 _OOM_CURE = (

@@ -1,4 +1,4 @@
-"""In which situation a session is: the one word that everything told about it follows from."""
+"""In which situation an object is: the one word that everything told about it follows from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LONGEST_MESSAGE = 1024
 
 
 class Kind(Enum):
-    """What a session does."""
+    """What is being done about an object."""
 
     WORKING = auto()
     """A worker runs or is about to."""
@@ -67,7 +67,7 @@ class Situation:
     reason: str
     message: str
     stage: str = ""
-    """`Prepare`, `Train`, `Purge` or empty."""
+    """Stage of the work it speaks of, `Export`, or empty."""
     quota: Quota = NOT_YET
 
     def __post_init__(self) -> None:

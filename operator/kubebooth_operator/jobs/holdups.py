@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from kubebooth_operator.session.readings import Job, Pod, Problem
-
-if TYPE_CHECKING:
-    from kubebooth_operator.session.steps import Context
+from kubebooth_operator.jobs.readings import Job, Pod, Problem
+from kubebooth_operator.jobs.work import Place, Work
 
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 
 
-def of(job: Job, alive: Sequence[Pod], context: Context) -> Problem | None:
+def of(
+    job: Job, alive: Sequence[Pod], *, work: Work, place: Place, queue: str | None
+) -> Problem | None:
     """The hold-up of an unfinished Job with its living pods; None when there is none."""
     if job.suspended:
-        queue = context.spec.runtime.queue_name
         where = f"queue {queue} has not admitted it" if queue else "someone else suspended it"
         return Problem("QueuePending", f"Job {job.name} is suspended: {where}")
     for pod in reversed(alive):
         if pod.problem is not None:
-            return _explain(pod.problem, context)
+            return _explain(pod.problem, work, place)
     return None
 
 
-def _explain(problem: Problem, context: Context) -> Problem:
+def _explain(problem: Problem, work: Work, place: Place) -> Problem:
     said = problem.message.rstrip(".")
     if problem.reason == "Unschedulable":
         return Problem(
@@ -40,11 +39,23 @@ def _explain(problem: Problem, context: Context) -> Problem:
             " imagePullSecrets and the installation's trainer image",
         )
     if problem.reason == "CreateContainerConfigError" and "secret" in said.lower():
-        secret = context.place.secret
-        return Problem(
-            "CredentialsMissing",
-            f"{said}; create Secret {secret} with the keys accessKey and secretKey in namespace"
-            f" {context.session.namespace}, or name another in"
-            " spec.storage.credentialsSecretRef",
-        )
+        return _secret(said, work, place)
     return Problem(problem.reason, f"the worker's container waits: {said}")
+
+
+def _secret(said: str, work: Work, place: Place) -> Problem:
+    """Which Secret is missing or incomplete, and who names it."""
+    namespace = work.run.session.namespace
+    for token in work.tokens:
+        named = re.search(rf"(?<![a-z0-9.-]){re.escape(token.ref.name)}(?![a-z0-9.-])", said)
+        if named and token.ref.name != place.secret:
+            return Problem(
+                "TokenMissing",
+                f"{said}; create Secret {token.ref.name} with the key {token.ref.key} in namespace"
+                f" {namespace}, or name another in {token.path}",
+            )
+    return Problem(
+        "CredentialsMissing",
+        f"{said}; create Secret {place.secret} with the keys accessKey and secretKey in namespace"
+        f" {namespace}, or name another in spec.storage.credentialsSecretRef",
+    )

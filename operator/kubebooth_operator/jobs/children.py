@@ -1,4 +1,4 @@
-"""Pure builders of a session's children, one for each kind, in the order of `kubectl explain`.
+"""Pure builders of a worker's Run and Job, in the order of `kubectl explain`.
 
 They know the worker pod contract; they know nothing of what already exists.
 """
@@ -9,11 +9,12 @@ from typing import Any
 
 from kubebooth_api.digests import canonical_json, digest_bytes
 from kubebooth_api.exitcodes import FINAL, ExitCode
+from kubebooth_api.runs import token_variable
 from kubebooth_api.v1alpha1.runtime import Runtime
 
+from kubebooth_operator.jobs import names
+from kubebooth_operator.jobs.work import PURGE, Place, Work
 from kubebooth_operator.resources import API_VERSION
-from kubebooth_operator.session import names
-from kubebooth_operator.session.asked import PURGE, TRAIN, Place, Work
 from kubebooth_operator.settings import Settings
 
 WORKER = "worker"
@@ -29,11 +30,11 @@ _USER = 65532
 Json = dict[str, Any]
 
 
-def owner_reference(name: str, uid: str) -> Json:
-    """The session as controller of a child."""
+def owner_reference(kind: str, name: str, uid: str) -> Json:
+    """The object as controller of a child."""
     return {
         "apiVersion": API_VERSION,
-        "kind": "DreamboothSession",
+        "kind": kind,
         "name": name,
         "uid": uid,
         "controller": True,
@@ -43,16 +44,16 @@ def owner_reference(name: str, uid: str) -> Json:
 
 def config_map(work: Work) -> Json:
     """The Run as a file; named by its content, so it never changes."""
-    session = work.run.session
+    owner = work.run.session
     text = canonical_json(work.run.dump()).decode()
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": names.config_map(session.name, work.stage, digest_bytes(text.encode())),
-            "namespace": session.namespace,
-            "labels": names.labels(session.name, work.stage),
-            "ownerReferences": [owner_reference(session.name, session.uid)],
+            "name": names.config_map(owner.name, work.stage, digest_bytes(text.encode())),
+            "namespace": owner.namespace,
+            "labels": names.labels(work.owner, owner.name, work.stage),
+            "ownerReferences": [owner_reference(work.owner, owner.name, owner.uid)],
         },
         "immutable": True,
         "data": {RUN_FILE: text},
@@ -62,20 +63,20 @@ def config_map(work: Work) -> Json:
 def job(work: Work, series: str, runtime: Runtime, place: Place, settings: Settings) -> Json:
     """One try of a worker, in a series of tries. Interrupted pods are replaced without counting;
     any other failure ends the Job, and the plan decides about the next try."""
-    session = work.run.session
+    owner = work.run.session
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": names.job(session.name, session.uid, work.stage),
-            "namespace": session.namespace,
-            "labels": {**names.labels(session.name, work.stage), **_queue(work, runtime)},
+            "name": names.job(owner.name, owner.uid, work.stage),
+            "namespace": owner.namespace,
+            "labels": {**names.labels(work.owner, owner.name, work.stage), **_queue(work, runtime)},
             "annotations": {
                 names.SERIES_ANNOTATION: series,
                 names.TARGET_ANNOTATION: work.target,
                 names.WORK_ANNOTATION: work.digest,
             },
-            "ownerReferences": [owner_reference(session.name, session.uid)],
+            "ownerReferences": [owner_reference(work.owner, owner.name, owner.uid)],
         },
         "spec": {
             "backoffLimit": 0,
@@ -86,7 +87,7 @@ def job(work: Work, series: str, runtime: Runtime, place: Place, settings: Setti
             "template": {
                 "metadata": {
                     "annotations": {"kubectl.kubernetes.io/default-container": WORKER},
-                    "labels": names.labels(session.name, work.stage),
+                    "labels": names.labels(work.owner, owner.name, work.stage),
                 },
                 "spec": _pod(work, runtime, place, settings),
             },
@@ -188,6 +189,7 @@ def _container(work: Work, runtime: Runtime, place: Place, settings: Settings) -
                 "name": "AWS_SECRET_ACCESS_KEY",
                 "valueFrom": {"secretKeyRef": {"name": place.secret, "key": "secretKey"}},
             },
+            *_tokens(work),
             {"name": "HOME", "value": SCRATCH_FOLDER},
             {"name": "KUBEBOOTH_WORKDIR", "value": SCRATCH_FOLDER},
             # Without it torch starts a thread for each core of the node, whatever the limit is.
@@ -204,7 +206,7 @@ def _container(work: Work, runtime: Runtime, place: Place, settings: Settings) -
             "failureThreshold": 10,
         },
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
-        "resources": _resources(work, runtime),
+        "resources": {"limits": dict(work.amounts), "requests": dict(work.amounts)},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -225,12 +227,10 @@ def _container(work: Work, runtime: Runtime, place: Place, settings: Settings) -
     }
 
 
-def _resources(work: Work, runtime: Runtime) -> Json:
-    if work.stage == TRAIN:
-        asked = runtime.resources
-        amounts = {"cpu": asked.cpu, "memory": asked.memory}
-        if asked.gpu:
-            amounts[asked.gpu_resource] = str(asked.gpu)
-        return {"limits": amounts, "requests": dict(amounts)}
-    amounts = {"cpu": "1", "memory": "2Gi"}
-    return {"limits": amounts, "requests": dict(amounts)}
+def _tokens(work: Work) -> list[Json]:
+    """Only the worker that needs a token gets it, each once."""
+    by_variable = {token_variable(token.ref): token.ref for token in work.tokens}
+    return [
+        {"name": variable, "valueFrom": {"secretKeyRef": {"name": ref.name, "key": ref.key}}}
+        for variable, ref in by_variable.items()
+    ]

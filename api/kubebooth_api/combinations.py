@@ -1,0 +1,165 @@
+"""Which settings of a training go together: pure rules that operator and trainer share.
+
+Values that are wrong by themselves are the schema's; here are those that are only wrong together,
+or only for one variant. Nothing here knows weights, files or Kubernetes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kubebooth_api.catalog import BASE_MODELS, BaseModelRow
+from kubebooth_api.v1alpha1.base_model import Variant
+from kubebooth_api.v1alpha1.publish import Output
+from kubebooth_api.v1alpha1.training import Checkpoints, Training
+
+MOST_PUBLISHED = 4
+"""Most artifacts in the Diffusers layout: a report has room for so many."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a combination cannot be trained."""
+
+    field: str
+    """Path below the spec or the Run, such as `training.mixedPrecision`."""
+    message: str
+    """What is wrong and the cure."""
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+def faults(
+    *,
+    variant: Variant,
+    training: Training,
+    resolution: int,
+    checkpoints: Checkpoints,
+    outputs: Sequence[Output] = (),
+) -> Iterator[Fault]:
+    """Everything wrong with a training of a variant at a resolution in pixels; nothing when it can
+    be tried."""
+    row = BASE_MODELS[variant]
+    yield from _resolutions(row, training, resolution)
+    yield from _precisions(row, training)
+    yield from _objective(row, training)
+    yield from _stages(training)
+    yield from _method(training, outputs)
+    if checkpoints.keep_best and training.validation is None:
+        yield Fault(
+            "checkpoints.keepBest",
+            "the best checkpoint is that of least validation loss: set training.validation or"
+            " remove keepBest",
+        )
+
+
+def _resolutions(row: BaseModelRow, training: Training, resolution: int) -> Iterator[Fault]:
+    native = row.native_resolution
+    edges = {"training.resolution": resolution}
+    if training.text_encoder.resolution is not None and training.text_encoder.steps:
+        edges["training.textEncoder.resolution"] = training.text_encoder.resolution
+    for field, edge in edges.items():
+        if edge > row.greatest_resolution:
+            yield Fault(
+                field,
+                f"{edge} is more than {row.variant} can paint: {row.greatest_resolution} is the"
+                " greatest; lower it",
+            )
+        elif edge > native and not training.allow_non_native_resolution:
+            yield Fault(
+                field,
+                f"{edge} is above the native resolution {native} of {row.variant}; lower it or set"
+                " training.allowNonNativeResolution: true",
+            )
+
+
+def _precisions(row: BaseModelRow, training: Training) -> Iterator[Fault]:
+    asked = training.mixed_precision
+    if asked != "Auto" and asked not in row.mixed_precisions:
+        able = " or ".join(("Auto", *row.mixed_precisions))
+        yield Fault(
+            "training.mixedPrecision",
+            f"{row.variant} cannot be trained in {asked}: it overflows; use {able}",
+        )
+
+
+def _objective(row: BaseModelRow, training: Training) -> Iterator[Fault]:
+    predicts, flow = row.prediction_type, row.prediction_type == "flow"
+    if training.zero_terminal_snr and predicts != "v_prediction":
+        yield Fault(
+            "training.zeroTerminalSnr",
+            f"{row.variant} predicts {predicts}, and pure noise at the last timestep needs"
+            " v_prediction; turn it off",
+        )
+    if training.min_snr_gamma is not None and flow:
+        yield Fault(
+            "training.minSnrGamma",
+            f"flow matching has no signal-to-noise weights: remove it for {row.variant}",
+        )
+    if training.timestep_sampling == "FluxShift" and not flow:
+        yield Fault(
+            "training.timestepSampling",
+            f"FluxShift shifts flow matching; {row.variant} takes Auto, Uniform or LogitNormal",
+        )
+    if training.guidance != 1.0 and row.family != "flux":
+        yield Fault("training.guidance", f"only Flux reads it: remove it for {row.variant}")
+
+
+def _stages(training: Training) -> Iterator[Fault]:
+    text_encoder, denoiser = training.text_encoder, training.denoiser
+    if text_encoder.steps == 0 and denoiser.steps == 0:
+        yield Fault(
+            "training",
+            "nothing to train: set training.textEncoder.steps or training.denoiser.steps above 0",
+        )
+        return
+    if training.ema is not None and denoiser.steps == 0:
+        yield Fault(
+            "training.ema",
+            "it averages the denoiser, which is not trained with training.denoiser.steps 0; remove"
+            " ema or raise the steps",
+        )
+    if text_encoder.mode == "Joint" and denoiser.steps == 0:
+        yield Fault(
+            "training.textEncoder.mode",
+            "Joint trains for training.denoiser.steps, which is 0; raise it or use mode Frozen",
+        )
+    if training.validation is not None and denoiser.steps == 0:
+        yield Fault(
+            "training.validation",
+            "it is measured while the denoiser is trained, and training.denoiser.steps is 0;"
+            " remove it or raise the steps",
+        )
+
+
+def _method(training: Training, outputs: Sequence[Output]) -> Iterator[Fault]:
+    lora = training.method == "LoRA"
+    if training.lora is not None and not lora:
+        yield Fault(
+            "training.lora", "it is only read with training.method: LoRA; set that or remove it"
+        )
+    if training.memory.quantized_base != "None" and not lora:
+        yield Fault(
+            "training.memory.quantizedBase",
+            "it freezes the base: set training.method: LoRA, or quantizedBase: None",
+        )
+    if training.caption_keep_tokens and not training.caption_shuffle:
+        yield Fault(
+            "training.captionKeepTokens",
+            "it is only read with training.captionShuffle: true; set that or remove it",
+        )
+    if lora and any(output.format == "Ckpt" for output in outputs):
+        yield Fault(
+            "outputs",
+            "a LoRA has no CKPT that UIs read: use format Safetensors, which has the names every UI"
+            " knows, or Diffusers",
+        )
+    published = sum(output.format == "Diffusers" for output in outputs)
+    if published > MOST_PUBLISHED:
+        yield Fault(
+            "outputs",
+            f"{published} artifacts in the Diffusers layout are asked for; at most"
+            f" {MOST_PUBLISHED} fit",
+        )
