@@ -150,3 +150,48 @@ def test_pictures_are_those_of_the_pipeline_with_the_same_solver(
         difference = np.abs(np.asarray(one, dtype=np.float32) - other * 255)
         assert difference.max() < 0.51
         assert np.asarray(one).std() > 1
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory: pytest.TempPathFactory) -> SideBySide:
+    """A base that predicts v, on a schedule that ends in pure noise."""
+    folder = tmp_path_factory.mktemp("zero") / "model"
+    return side_by_side(folder, "sd21-768", zero_terminal_snr=True)
+
+
+@pytest.mark.parametrize("gamma", [None, GAMMA])
+def test_zero_terminal_snr_is_that_of_diffusers(zero: SideBySide, gamma: float | None):
+    latents, noise, times = batch(4)
+    zero.pipe.scheduler = DDPMScheduler.from_config(
+        zero.pipe.scheduler.config, rescale_betas_zero_snr=True
+    )
+    ours = our_losses(zero, latents, noise, times, weighting=Weighting(min_snr_gamma=gamma))
+    theirs = their_errors(zero, latents, noise, times).mean(dim=(1, 2, 3))
+    if gamma is not None:
+        theirs = theirs * their_min_snr_weights(zero, times)
+        assert ours[TIMES.index(999)] == 0
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    for part, module in (("denoiser", zero.denoiser), ("textEncoder", zero.text_encoder)):
+        own = gradients(ours.mean(), zero.model.parts[part])
+        assert_same(own, gradients(theirs.mean(), module), share=2e-4)
+
+
+def test_pictures_start_from_pure_noise_under_zero_terminal_snr(zero: SideBySide):
+    noise = some(1, 4, EDGE // 8, EDGE // 8, seed=3)
+    asked = [Painting(PROMPTS[0], "", noise[0])]
+    (ours,) = zero.model.paint(asked, inference_steps=6, guidance_scale=5.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        zero.pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+            zero.pipe.scheduler.config, timestep_spacing="linspace", rescale_betas_zero_snr=True
+        )
+        theirs = zero.pipe(
+            PROMPTS[0],
+            latents=noise,
+            height=EDGE,
+            width=EDGE,
+            num_inference_steps=6,
+            guidance_scale=5.0,
+            output_type="np",
+        ).images[0]
+    assert np.abs(np.asarray(ours, dtype=np.float32) - theirs * 255).max() < 0.51
