@@ -20,7 +20,7 @@ from kubebooth_store import Corrupt, NotFound, Store, fetch, publish, read_manif
 from kubebooth_trainer.errors import DataError, Preempted
 from kubebooth_trainer.families.door import Model, Painting
 from kubebooth_trainer.train import draws
-from kubebooth_trainer.train.dataset import Picture, open_square
+from kubebooth_trainer.train.dataset import Picture, open_picture, square
 from kubebooth_trainer.train.painting import batches
 
 VERSION = 1
@@ -71,7 +71,8 @@ def class_images(
         publish(store, prefix, folder, kind="class-images", metadata=metadata)
     on_done(len(names))
     return tuple(
-        Picture(folder / name, prior.class_prompt, f"class image {name}") for name in names
+        Picture(folder / name, prior.class_prompt, f"class image {name}", square(run.resolution))
+        for name in names
     )
 
 
@@ -136,7 +137,8 @@ def _taken(store: Store, prefix: str, names: Sequence[str], folder: Path, resolu
     try:
         for name in names:
             store.download(f"{prefix}/{name}", folder / name)
-            open_square(folder / name, name=name, resolution=resolution)
+            data = (folder / name).read_bytes()
+            open_picture(data, name=name, size=(resolution, resolution))
     except (Corrupt, NotFound, DataError) as error:
         log.warning("class images in %s are broken and painted again: %s", prefix, error)
         return False

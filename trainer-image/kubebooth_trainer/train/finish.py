@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from kubebooth_api import layout
 from kubebooth_api.artifacts import Artifact
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kubebooth_trainer.errors import Preempted
-from kubebooth_trainer.train.dataset import open_square
+from kubebooth_trainer.train.dataset import open_picture
 from kubebooth_trainer.train.publish import build, publish_artifact
 from kubebooth_trainer.train.samples import (
     BEFORE_AFTER,
@@ -100,7 +100,7 @@ def _publish_sheets(
 ) -> None:
     run, prompts = bench.run, sample_prompts(bench.run, bench.snapshot)
     trained_on = [
-        open_square(picture.path, name=picture.name, resolution=run.resolution)
+        _cell(open_picture(picture.read(), name=picture.name, size=picture.size))
         for picture in bench.snapshot.pictures[:MOST_TRAINING_PICTURES]
     ]
     updates = " + ".join(f"{stage.steps} {stage.name}" for stage in bench.stages)
@@ -126,3 +126,9 @@ def _publish_sheets(
             METRICS: bench.record.lines(),
         },
     )
+
+
+def _cell(picture: Image.Image) -> Image.Image:
+    """The centre of a training picture of any shape, for a square cell of a sheet."""
+    edge = min(picture.size)
+    return ImageOps.fit(picture, (edge, edge))

@@ -27,8 +27,9 @@ from kubebooth_trainer.train.publish import find_published
 from kubebooth_trainer.train.record import Record
 from kubebooth_trainer.train.refusals import family_of, refuse_other_base, refuse_unsupported
 from kubebooth_trainer.train.samples import BEFORE_AFTER, sample_prompts, samples_prefix
-from kubebooth_trainer.train.session import Bench, continue_from, run_stage
+from kubebooth_trainer.train.session import Bench, continue_from, hints_of, run_stage
 from kubebooth_trainer.train.stages import Stage, plan_stages, rank
+from kubebooth_trainer.train.validation import Validation, hold_out
 from kubebooth_trainer.train.work import Work, work_of
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class TrainOutcome:
     samples: str | None
     """Address of the before-and-after picture."""
     memory_profile: str
+    hints: tuple[str, ...] = ()
+    """What the losses suggest."""
 
 
 def train(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> TrainOutcome:
@@ -98,7 +101,8 @@ def _train(
     fetch(
         store, store.key_of(run.dataset.uri), workdir / "dataset", expect_digest=run.dataset.digest
     )
-    snapshot = read_snapshot(workdir / "dataset", resolution=run.resolution)
+    whole = read_snapshot(workdir / "dataset", resolution=run.resolution)
+    snapshot, held_out = hold_out(whole, run.training)
     model = family_of(run)(
         workdir / "base",
         placement=placement,
@@ -128,9 +132,10 @@ def _train(
             reporter=reporter,
             workdir=workdir,
             checkpoints=checkpoints,
-            record=Record(state.losses if state else ()),
+            record=Record(state.losses, state.validations) if state else Record(),
             meter=meter,
             work=work,
+            validation=_validation(run, model, placement, held_out),
         )
         continue_from(bench, state)
         for stage in stages:
@@ -140,7 +145,23 @@ def _train(
             updates = run_stage(bench, stage, state)
         checkpoints.wait()
         artifacts, samples = finish(bench, updates)
-        return TrainOutcome(checkpoints.newest, artifacts, samples, profile)
+        return TrainOutcome(
+            checkpoints.newest, artifacts, samples, profile, hints=hints_of(bench)
+        )
+
+
+def _validation(
+    run: TrainRun, model: Model, placement: Placement, held_out: tuple[Picture, ...]
+) -> Validation | None:
+    """What measures the loss on held-out pictures, if any are."""
+    if not held_out or run.training.denoiser.steps == 0:
+        return None
+    return Validation(
+        model,
+        examples(model, held_out, resolution=run.resolution),
+        training=run.training,
+        device=placement.device,
+    )
 
 
 def _feed(
@@ -179,8 +200,8 @@ def _feed(
         )  # fmt: skip
     return Feed(
         model,
-        instances=examples(model, snapshot.pictures, resolution=run.resolution),
-        classes=examples(model, painted, resolution=run.resolution),
+        instances=examples(model, snapshot.pictures),
+        classes=examples(model, painted),
         training=run.training,
         device=placement.device,
     )
