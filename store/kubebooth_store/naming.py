@@ -71,7 +71,7 @@ class Written:
         self._missing: dict[int, int] = {}
         self._entry: Entry | None = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
         self._advance(len(data))
         with files_named(self._key):
@@ -189,7 +189,7 @@ def locked(root: Path, *, timeout_s: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all of the bytes, however often the system takes only some."""
     rest = memoryview(data)
     while rest:

@@ -72,7 +72,7 @@ class PartsWriter:
         self._parts: dict[int, tuple[Part, str]] = {}
         self._upload: Upload | None = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append bytes; waits while enough parts are on their way."""
         if self._position + len(data) > self._size:
             raise Refused(f"{self._key}: more than the {self._size} bytes announced were written")

@@ -32,7 +32,7 @@ class Writer(Protocol):
     a few parts, and by one more for each that has room left in it.
     """
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
 
     def leave(self, length: int) -> int:

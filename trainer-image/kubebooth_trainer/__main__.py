@@ -11,18 +11,18 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kubebooth_api.exitcodes import ExitCode
-from kubebooth_api.runs import RunReport
 
-from kubebooth_trainer import logs, worker
+from kubebooth_trainer import logs
+from kubebooth_trainer.convert import command
 from kubebooth_trainer.errors import ConfigurationError, InternalFault, OutOfMemory, WorkerError
-from kubebooth_trainer.report import write
-from kubebooth_trainer.reporter import Reporter
-from kubebooth_trainer.serving import address_of, serving
-from kubebooth_trainer.signals import obeying
-from kubebooth_trainer.terminal import showing
-from kubebooth_trainer.worker import STORE_TIMEOUT_S
+
+if TYPE_CHECKING:
+    from kubebooth_api.runs import RunReport
+
+    from kubebooth_trainer.reporter import Reporter
 
 _LOG = logging.getLogger("kubebooth_trainer")
 _PORT = 8080
@@ -54,6 +54,8 @@ example:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
     options = _parser().parse_args(arguments)
+    if options.converts is not None:
+        return _convert(options)
     logs.set_up(style=options.log)
     return _run(options)
 
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kubebooth-trainer",
-        description="The worker of Kubebooth: prepares pictures, trains and purges.",
+        description="The worker of Kubebooth: fetches, prepares, trains, converts and purges.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -107,10 +109,32 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="form of the log lines (default: text on a terminal, else json)",
     )
+    run.set_defaults(converts=None)
+    command.add_to(commands)
     return parser
 
 
+def _convert(options: argparse.Namespace) -> int:
+    """The converter's commands tell a person what went wrong, and end with the same codes."""
+    try:
+        return int(options.converts(options))
+    except WorkerError as error:
+        print(f"{error.reason}: {error.message}", file=sys.stderr)
+        return int(error.exit_code)
+    except Exception as error:  # noqa: BLE001 (the one place that catches everything)
+        fault = _fault(error)
+        print(f"{fault.reason}: {fault.message}", file=sys.stderr)
+        return int(fault.exit_code)
+
+
 def _run(options: argparse.Namespace) -> int:
+    # Here and not above: the converter's commands start without what a worker needs.
+    from kubebooth_trainer import worker
+    from kubebooth_trainer.reporter import Reporter
+    from kubebooth_trainer.serving import serving
+    from kubebooth_trainer.signals import obeying
+    from kubebooth_trainer.terminal import showing
+
     started_at = worker.now()
     reporter: Reporter | None = None
     try:
@@ -156,6 +180,8 @@ def _fault(error: Exception) -> WorkerError:
 
 
 def _listen(option: str | None) -> tuple[str, int] | None:
+    from kubebooth_trainer.serving import address_of
+
     address = os.environ.get("POD_IP")
     text = option or (f"{address}:{_PORT}" if address else "none")
     if option is None and address and ":" in address:
@@ -176,6 +202,8 @@ def _workdir(option: Path | None, temporary: str) -> Path:
 
 
 def _store_timeout_s(option: float | None) -> float:
+    from kubebooth_trainer.worker import STORE_TIMEOUT_S
+
     text = os.environ.get("KUBEBOOTH_STORE_TIMEOUT", "")
     try:
         seconds = option if option is not None else float(text or STORE_TIMEOUT_S)
@@ -198,6 +226,8 @@ def _tell(report: RunReport) -> None:
 
 
 def _leave(report: RunReport, option: Path | None) -> None:
+    from kubebooth_trainer.report import write
+
     chosen = option or os.environ.get("KUBEBOOTH_REPORT")
     path = Path(chosen) if chosen else Path("/dev/termination-log")
     if not chosen and not path.exists():

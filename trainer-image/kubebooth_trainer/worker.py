@@ -76,6 +76,7 @@ class Answer:
     memory_profile: str | None = None
     detected: Detected | None = None
     counts: ConversionCounts | None = None
+    source_digest: str | None = None
 
 
 def read_run(path: Path) -> AnyRun:
@@ -147,6 +148,7 @@ def succeeded(kind: Kind, answer: Answer, *, started_at: datetime) -> RunReport:
         memory_profile=answer.memory_profile,
         detected=answer.detected,
         counts=answer.counts,
+        source_digest=answer.source_digest,
         started_at=started_at,
         finished_at=now(),
     )
@@ -239,8 +241,15 @@ def _fetch(run: FetchRun, store: Store, reporter: Reporter, workdir: Path) -> An
 
 
 def _convert(run: ConvertRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:
-    raise ConfigurationError(
-        "this version of the worker cannot convert models", reason="Unsupported"
+    from kubebooth_trainer.convert.stage import convert
+
+    outcome = convert(run, store=store, reporter=reporter, workdir=workdir)
+    return Answer(
+        outcome.message,
+        artifacts=outcome.artifacts,
+        detected=outcome.detected,
+        counts=outcome.counts,
+        source_digest=outcome.source_digest,
     )
 
 

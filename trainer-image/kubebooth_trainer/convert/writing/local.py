@@ -15,6 +15,7 @@ from kubebooth_trainer.convert.door import Copy, Segment
 from kubebooth_trainer.convert.formats.places import shortened
 from kubebooth_trainer.convert.writing.computing import computed
 from kubebooth_trainer.convert.writing.layouts import Closing, Data, Layout, Literal, Room
+from kubebooth_trainer.convert.writing.streams import Stream, is_remote
 from kubebooth_trainer.errors import InternalFault, StorageFault
 
 OnBytes = Callable[[int], None]
@@ -39,9 +40,11 @@ class Writing:
         self._rooms: list[int] = []
         self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sums")
         self._position = 0
+        self._stream: Stream | None = None
 
     def write(self, layout: Layout) -> None:
         """Write all of a layout. Raises `DataError`, `StorageFault` when the disk is full."""
+        self._stream = Stream(layout) if is_remote(layout) else None
         try:
             for step in layout.steps:
                 if isinstance(step, Literal):
@@ -59,6 +62,8 @@ class Writing:
             raise full_or(error) from error
         finally:
             self._beside.shutdown(wait=True, cancel_futures=True)
+            if self._stream is not None:
+                self._stream.close()
 
     def _close(self, step: Closing) -> None:
         sums = [s if isinstance(s, int) else s.result() for s in self._sums]
@@ -68,15 +73,17 @@ class Writing:
 
     def _data(self, step: Data) -> None:
         copied = step.tensor.data
-        if isinstance(copied, Copy) and all(
-            s.source.descriptor is not None for s in copied.segments
-        ):
+        pieces: Iterable[bytes | memoryview]
+        if not isinstance(copied, Copy):
+            pieces = computed(step.tensor)
+        elif self._stream is not None:
+            pieces = self._stream.take(step.size)
+        else:
             if step.summed:
                 self._sums.append(self._beside.submit(crc_of, copied.segments))
             for segment in copied.segments:
                 self._copy(segment)
             return
-        pieces = pieces_of(copied.segments) if isinstance(copied, Copy) else computed(step.tensor)
         total = crc32 = 0
         for piece in pieces:
             total += len(piece)
@@ -88,7 +95,7 @@ class Writing:
         if step.summed:
             self._sums.append(crc32)
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]

@@ -38,6 +38,11 @@ class Wish:
     """Refuse NaN and infinity; looked at while reading back."""
 
 
+def written_bytes(plan: Plan) -> int:
+    """Bytes of all files of a plan."""
+    return sum(layout_of(file).size for file in plan.files)
+
+
 def write_folder(
     plan: Plan, target: Path, wish: Wish, *, checks: Iterable[Check], tell: OnBytes
 ) -> Proof | None:
