@@ -40,6 +40,7 @@ class Reporter:
         loss: float | None = None,
         learning_rate: float | None = None,
         images_per_second: float | None = None,
+        validation_loss: float | None = None,
     ) -> None:
         """Tell a stage's position; see `Progress` for the units."""
         progress = Progress(
@@ -51,6 +52,7 @@ class Reporter:
             loss=loss,
             learning_rate=learning_rate,
             images_per_second=images_per_second,
+            validation_loss=validation_loss,
             updated_at=_now(),
         )
         self._change(progress=progress)

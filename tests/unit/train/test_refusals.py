@@ -35,7 +35,7 @@ def run_of(training: dict[str, Any], **more: Any) -> TrainRun:
         ({"optimizer": "Adafactor"}, r"training\.optimizer Adafactor"),
         ({"optimizer": "Prodigy"}, r"training\.optimizer Prodigy"),
         ({"conceptStage": {"sources": [{"store": {"key": "x"}}]}}, r"training\.conceptStage"),
-        ({"validation": {}}, r"training\.validation"),
+        ({"validation": {}, "denoiser": {"steps": 0}}, r"training\.validation"),
         ({"compile": True}, r"training\.compile"),
         ({"guidance": 3.5}, r"training\.guidance"),
         ({"timestepSampling": "FluxShift"}, r"training\.timestepSampling FluxShift"),

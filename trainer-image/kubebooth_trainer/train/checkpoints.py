@@ -38,7 +38,8 @@ from kubebooth_trainer.errors import DataError
 from kubebooth_trainer.train.record import Point
 from kubebooth_trainer.train.stages import ORDER, Position, Stage, fits, rank
 
-TENSORS, STATE, LOSSES = "state.safetensors", "state.json", "losses.json"
+TENSORS, STATE = "state.safetensors", "state.json"
+LOSSES, VALIDATIONS = "losses.json", "validation.json"
 VERSION = 1
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ class State:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, float]
     losses: tuple[Point, ...]
+    validations: tuple[Point, ...] = ()
+    validation_loss: float | None = None
+    """Loss on held-out pictures of just this state, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Checkpoints:
         self._running: Future[Checkpoint] | None = None
         self._held: dict[str, Tensor] = {}
         self._kept: list[str] = []
+        self._measured: dict[str, float] = {}
         self._broken: set[str] = set()
         self.newest: Checkpoint | None = None
         """Newest durable checkpoint."""
@@ -109,6 +114,11 @@ class Checkpoints:
         """
         found = self._listed()
         self._kept = [one.prefix for one in sorted(found, key=lambda f: f.manifest.created_at)]
+        self._measured = {
+            one.prefix: loss
+            for one in found
+            if (loss := _validation_loss(one.manifest.metadata)) is not None
+        }
         fitting = [one for one in found if fits(stages, one.position)]
         for one in sorted(fitting, key=lambda f: rank(f.position), reverse=True):
             try:
@@ -163,15 +173,23 @@ class Checkpoints:
         }
         (folder / STATE).write_bytes(canonical_json(facts))
         (folder / LOSSES).write_bytes(canonical_json([list(point) for point in state.losses]))
-        manifest = self._published(prefix, folder, position)
+        if state.validations:
+            measured = [list(point) for point in state.validations]
+            (folder / VALIDATIONS).write_bytes(canonical_json(measured))
+        manifest = self._published(prefix, folder, state)
         shutil.rmtree(folder)
         saved = self._described(prefix, position, manifest)
         self._tell(saved)
+        self._measured.pop(prefix, None)
+        if state.validation_loss is not None:
+            self._measured[prefix] = state.validation_loss
         self._retire(prefix)
         return saved
 
-    def _published(self, prefix: str, folder: Path, position: Position) -> Manifest:
-        metadata = {"run": self._run_digest, **asdict(position)}
+    def _published(self, prefix: str, folder: Path, state: State) -> Manifest:
+        metadata: dict[str, Any] = {"run": self._run_digest, **asdict(state.position)}
+        if state.validation_loss is not None:
+            metadata["validation_loss"] = state.validation_loss
         if prefix in self._broken:
             self._store.delete_prefix(prefix)
         try:
@@ -184,10 +202,22 @@ class Checkpoints:
     def _retire(self, newest: str) -> None:
         """Delete the oldest, now that a newer one is durable."""
         self._kept = [*(prefix for prefix in self._kept if prefix != newest), newest]
-        passing = [prefix for prefix in self._kept if not self._stays(prefix)]
+        best = self._best()
+        passing = [p for p in self._kept if not self._stays(p) and p not in best]
         for prefix in passing[: -self._asked.keep_last]:
             self._store.delete_prefix(prefix)
             self._kept.remove(prefix)
+
+    def _best(self) -> list[str]:
+        """Checkpoints of least validation loss, as many as are asked for; ties go to the older."""
+        measured = [prefix for prefix in self._kept if prefix in self._measured]
+        return sorted(measured, key=lambda p: (self._measured[p], p))[: self._asked.keep_best]
+
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        """Updates of the denoiser of which a checkpoint stands in the store."""
+        names = [prefix.rsplit("/", 1)[1].rsplit("-", 1) for prefix in self._kept]
+        return tuple(int(step) for stage, step in names if stage == "Denoiser")
 
     def _stays(self, prefix: str) -> bool:
         """Whether a checkpoint is kept for good."""
@@ -239,16 +269,28 @@ class Checkpoints:
         fetch(self._store, found.prefix, folder, expect_digest=found.manifest.digest)
         try:
             told = json.loads((folder / STATE).read_bytes())
-            points = json.loads((folder / LOSSES).read_bytes())
+            losses, measured = _points(folder / LOSSES), _points(folder / VALIDATIONS, absent=True)
             tensors = load_file(folder / TENSORS)
-            losses = tuple(Point(str(s), int(n), float(x), float(r)) for s, n, x, r in points)
             facts = {str(k): float(v) for k, v in told["facts"].items()}
             if told["version"] != VERSION or _position(told["position"]) != found.position:
                 raise DataError(f"{STATE} does not belong to this checkpoint")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise DataError(f"it cannot be read ({error})") from error
         shutil.rmtree(folder)
-        return State(found.position, tensors, facts, losses)
+        return State(found.position, tensors, facts, losses, measured)
+
+
+def _points(path: Path, *, absent: bool = False) -> tuple[Point, ...]:
+    """Points from JSON; none where the file may be absent. Raises `OSError` or `ValueError`."""
+    if absent and not path.exists():
+        return ()
+    points = json.loads(path.read_bytes())
+    return tuple(Point(str(s), int(n), float(x), float(r)) for s, n, x, r in points)
+
+
+def _validation_loss(metadata: Mapping[str, Any]) -> float | None:
+    loss = metadata.get("validation_loss")
+    return float(loss) if isinstance(loss, int | float) and loss == loss else None
 
 
 def _position(told: Mapping[str, Any]) -> Position | None:

@@ -36,6 +36,7 @@ class Meter:
         loss: float | None = None,
         learning_rate: float | None = None,
         images_per_second: float | None = None,
+        validation_loss: float | None = None,
     ) -> None:
         """Report a stage's position with percentage and remaining time of the whole."""
         share = min(1.0, self._done / self._total)
@@ -51,6 +52,7 @@ class Meter:
             loss=loss,
             learning_rate=learning_rate,
             images_per_second=images_per_second,
+            validation_loss=validation_loss,
         )
 
 

@@ -11,7 +11,7 @@ SMOOTHING = 0.95
 
 
 class Point(NamedTuple):
-    """The loss of one update."""
+    """The loss of one update, or of held-out pictures after it."""
 
     stage: str
     step: int
@@ -22,14 +22,29 @@ class Point(NamedTuple):
 class Record:
     """Collects points, and smooths the newest losses for people who watch."""
 
-    def __init__(self, points: tuple[Point, ...] = ()) -> None:
-        self._points = list(points)
+    def __init__(self, points: tuple[Point, ...] = (), validations: tuple[Point, ...] = ()) -> None:
+        self._points, self._validations = list(points), list(validations)
         self._smooth, self._share = 0.0, 0.0
 
     @property
     def points(self) -> tuple[Point, ...]:
         """All points so far, in order."""
         return tuple(self._points)
+
+    @property
+    def validations(self) -> tuple[Point, ...]:
+        """Losses on held-out pictures so far, in order."""
+        return tuple(self._validations)
+
+    @property
+    def validation_loss(self) -> float | None:
+        """The newest loss on held-out pictures."""
+        return self._validations[-1].loss if self._validations else None
+
+    def validated_at(self, stage: str, step: int) -> float | None:
+        """The loss on held-out pictures that was measured right after an update."""
+        newest = self._validations[-1] if self._validations else None
+        return newest.loss if newest and (newest.stage, newest.step) == (stage, step) else None
 
     @property
     def smoothed(self) -> float:
@@ -43,9 +58,19 @@ class Record:
         if step % spacing(steps) == 0 or step == steps:
             self._points.append(Point(stage, step, loss, learning_rate))
 
+    def validated(self, stage: str, step: int, *, loss: float, learning_rate: float) -> None:
+        """Take in the loss on held-out pictures after update `step`."""
+        if self.validated_at(stage, step) is None:
+            self._validations.append(Point(stage, step, loss, learning_rate))
+
     def lines(self) -> str:
-        """One JSON object a line."""
-        return "".join(json.dumps(point._asdict(), sort_keys=True) + "\n" for point in self._points)
+        """One JSON object a line; those of held-out pictures have `validation_loss`."""
+        rows = [point._asdict() for point in self._points]
+        for point in self._validations:
+            row = point._asdict()
+            row["validation_loss"] = row.pop("loss")
+            rows.append(row)
+        return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
 
 
 def spacing(steps: int) -> int:

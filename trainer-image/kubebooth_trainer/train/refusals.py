@@ -68,10 +68,8 @@ def _absent(run: TrainRun) -> dict[str, bool]:
         "training.priorPreservation.sources": bool(prior and prior.sources)
         or run.class_images is not None,
         "training.conceptStage": training.concept_stage is not None,
-        "training.validation": training.validation is not None,
         "training.memory.quantizedBase": training.memory.quantized_base != "None",
         "training.compile": training.compile,
-        "checkpoints.keepBest": run.checkpoints.keep_best > 0,
         "trackers.tensorBoard": run.trackers.tensor_board,
         "trackers.mlflow": run.trackers.mlflow is not None,
         "trackers.wandb": run.trackers.wandb is not None,
@@ -84,6 +82,16 @@ def _refuse_contradictions(run: TrainRun) -> None:
         raise ConfigurationError(
             "training.ema averages the denoiser, which is not trained with"
             " training.denoiser.steps 0; remove ema or raise the steps"
+        )
+    if run.checkpoints.keep_best > 0 and training.validation is None:
+        raise ConfigurationError(
+            "checkpoints.keepBest goes by the validation loss; set training.validation or remove"
+            " keepBest"
+        )
+    if training.validation is not None and training.denoiser.steps == 0:
+        raise ConfigurationError(
+            "training.validation measures while the denoiser trains, which training.denoiser.steps"
+            " 0 leaves out; remove validation or raise the steps"
         )
     if training.text_encoder.mode == "Joint" and training.denoiser.steps == 0:
         raise ConfigurationError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from kubebooth_trainer.reporter import Reporter
 from kubebooth_trainer.train.batches import Feed
 from kubebooth_trainer.train.checkpoints import Checkpoints, State
 from kubebooth_trainer.train.class_images import class_images
-from kubebooth_trainer.train.dataset import Picture, Snapshot, read_snapshot
+from kubebooth_trainer.train.dataset import Picture, Snapshot, hold_out, read_snapshot
 from kubebooth_trainer.train.device import choose_memory, make_repeatable, place
 from kubebooth_trainer.train.finish import finish
 from kubebooth_trainer.train.latents import examples
@@ -29,7 +29,7 @@ from kubebooth_trainer.train.refusals import family_of, refuse_other_base, refus
 from kubebooth_trainer.train.samples import BEFORE_AFTER, sample_prompts, samples_prefix
 from kubebooth_trainer.train.session import Bench, continue_from, hints_of, run_stage
 from kubebooth_trainer.train.stages import Stage, plan_stages, rank
-from kubebooth_trainer.train.validation import Validation, hold_out
+from kubebooth_trainer.train.validation import Validation
 from kubebooth_trainer.train.work import Work, work_of
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _train(
         store, store.key_of(run.dataset.uri), workdir / "dataset", expect_digest=run.dataset.digest
     )
     whole = read_snapshot(workdir / "dataset", resolution=run.resolution)
-    snapshot, held_out = hold_out(whole, run.training)
+    snapshot, held_out = _split(whole, run)
     model = family_of(run)(
         workdir / "base",
         placement=placement,
@@ -145,9 +145,16 @@ def _train(
             updates = run_stage(bench, stage, state)
         checkpoints.wait()
         artifacts, samples = finish(bench, updates)
-        return TrainOutcome(
-            checkpoints.newest, artifacts, samples, profile, hints=hints_of(bench)
-        )
+        return TrainOutcome(checkpoints.newest, artifacts, samples, profile, hints=hints_of(bench))
+
+
+def _split(whole: Snapshot, run: TrainRun) -> tuple[Snapshot, tuple[Picture, ...]]:
+    """What is trained on, and the pictures that are held out."""
+    asked = run.training.validation
+    if asked is None:
+        return whole, ()
+    taught, held = hold_out(whole.pictures, images=asked.images, seed=run.training.seed)
+    return replace(whole, pictures=taught), held
 
 
 def _validation(
@@ -158,7 +165,7 @@ def _validation(
         return None
     return Validation(
         model,
-        examples(model, held_out, resolution=run.resolution),
+        examples(model, [replace(picture, repeats=1) for picture in held_out]),
         training=run.training,
         device=placement.device,
     )

@@ -17,6 +17,7 @@ from kubebooth_trainer.reporter import Reporter
 from kubebooth_trainer.train.batches import Feed
 from kubebooth_trainer.train.checkpoints import Checkpoints, State
 from kubebooth_trainer.train.dataset import Snapshot
+from kubebooth_trainer.train.hints import Course, hints
 from kubebooth_trainer.train.loop import Reading, Words, train_stage
 from kubebooth_trainer.train.meter import Meter, Speed
 from kubebooth_trainer.train.record import Record
@@ -32,6 +33,7 @@ from kubebooth_trainer.train.samples import (
 from kubebooth_trainer.train.sheets import contact_sheet
 from kubebooth_trainer.train.stages import Part, Position, Stage, text_steps_before
 from kubebooth_trainer.train.updates import Facts, Updates
+from kubebooth_trainer.train.validation import Validation
 from kubebooth_trainer.train.work import Work
 
 
@@ -53,6 +55,7 @@ class Bench:
     record: Record
     meter: Meter
     work: Work
+    validation: Validation | None = None
 
 
 def continue_from(bench: Bench, state: State | None) -> None:
@@ -99,6 +102,10 @@ def _train(bench: Bench, stage: Stage, updates: Updates, first: int) -> None:
         training=bench.run.training,
         first=first,
     ):
+        _record(bench, stage, reading)
+        if _validation_is_due(bench, stage, reading.step):
+            with updates.averaged():
+                _validate(bench, stage, reading, words)
         _tell(bench, stage, reading, speed)
         stopping = bench.reporter.stop.is_set()
         if not stopping and _sheet_is_due(bench, stage, reading.step):
@@ -114,7 +121,7 @@ def _train(bench: Bench, stage: Stage, updates: Updates, first: int) -> None:
             )
 
 
-def _tell(bench: Bench, stage: Stage, reading: Reading, speed: Speed) -> None:
+def _record(bench: Bench, stage: Stage, reading: Reading) -> None:
     bench.record.add(
         stage.name,
         reading.step,
@@ -122,6 +129,9 @@ def _tell(bench: Bench, stage: Stage, reading: Reading, speed: Speed) -> None:
         loss=reading.loss,
         learning_rate=reading.learning_rate,
     )
+
+
+def _tell(bench: Bench, stage: Stage, reading: Reading, speed: Speed) -> None:
     bench.meter.add(bench.work.update(stage))
     bench.meter.tell(
         stage.name,
@@ -130,6 +140,31 @@ def _tell(bench: Bench, stage: Stage, reading: Reading, speed: Speed) -> None:
         loss=bench.record.smoothed,
         learning_rate=reading.learning_rate,
         images_per_second=speed.tick(),
+        validation_loss=bench.record.validation_loss,
+    )
+
+
+def _validation_is_due(bench: Bench, stage: Stage, step: int) -> bool:
+    """At every so many updates, at the last, and before a state is saved that may be the best.
+
+    A wish to stop changes nothing here: an interrupted run measures where an undisturbed one does.
+    """
+    asked = bench.run.training.validation
+    if bench.validation is None or asked is None or stage.name != "Denoiser":
+        return False
+    if step % asked.every_steps == 0 or step == stage.steps:
+        return True
+    return bench.run.checkpoints.keep_best > 0 and _save_is_due(bench, stage, step)
+
+
+def _validate(bench: Bench, stage: Stage, reading: Reading, words: Words) -> None:
+    if bench.validation is None:
+        return
+    bench.record.validated(
+        stage.name,
+        reading.step,
+        loss=bench.validation.loss(words.of),
+        learning_rate=reading.learning_rate,
     )
 
 
@@ -159,6 +194,8 @@ def _save(bench: Bench, stage: Stage, updates: Updates, step: int) -> None:
             tensors=tensors,
             facts={"lossScale": facts["loss_scale"], "goodUpdates": facts["good_updates"]},
             losses=bench.record.points,
+            validations=bench.record.validations,
+            validation_loss=bench.record.validated_at(stage.name, step),
         )
     )
 
@@ -187,6 +224,17 @@ def _show(bench: Bench, stage: Stage, step: int) -> None:
         )
         publish_samples(bench.store, prefix, {CONTACT_SHEET: sheet})
     bench.reporter.painted(bench.store.uri_of(f"{prefix}/{CONTACT_SHEET}"))
+
+
+def hints_of(bench: Bench) -> tuple[str, ...]:
+    """What the losses so far suggest."""
+    course = Course(
+        bench.record.points,
+        bench.record.validations,
+        pictures=len(bench.snapshot.pictures),
+        kept_steps=bench.checkpoints.kept_steps,
+    )
+    return hints(course, bench.run.training)
 
 
 def _kept_parts(stages: tuple[Stage, ...], name: str) -> tuple[Part, ...]:
