@@ -37,6 +37,27 @@ def _imported(path: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+def _loaded(path: Path) -> set[str]:
+    """Libraries that a module imports as soon as it is imported itself."""
+    tree = ast.parse(path.read_text())
+    later = (ast.FunctionDef, ast.AsyncFunctionDef)
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, later)
+        for node in ast.walk(function)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in inside:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
 @pytest.mark.parametrize(
     ("library", "only"),
     [
@@ -50,6 +71,19 @@ def test_a_library_is_imported_in_its_own_place_only(library: str, only: str) ->
     importers = {str(p.relative_to(ROOT)) for p in MODULES if library in _imported(p)}
     assert importers
     assert {path for path in importers if not path.startswith(only)} == set()
+
+
+@pytest.mark.parametrize("room", ["convert", "fetch", "prepare"])
+def test_a_worker_that_needs_no_torch_does_not_load_it_with_its_modules(room: str) -> None:
+    heavy = {"torch", "diffusers", "transformers", "accelerate"}
+    folder = ROOT / "trainer-image" / "kubebooth_trainer" / room
+    loaded = {
+        str(path.relative_to(ROOT)): sorted(found)
+        for path in folder.rglob("*.py")
+        if (found := heavy & _loaded(path))
+    }
+    assert list(folder.rglob("*.py"))
+    assert loaded == {}
 
 
 def test_no_module_has_a_name_that_tells_nothing() -> None:
