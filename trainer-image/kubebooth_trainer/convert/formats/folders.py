@@ -219,7 +219,9 @@ def _read(folder: Folder, component: str, choice: _Choice) -> Opened:
 def open_weights(file: Bytes) -> Opened:
     """Open one file of weights by what it holds, not by its name. Raises `DataError`."""
     start = file.read(0, min(9, file.size))
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" or file.size < 9:
+    # A safetensors header may be of any length, so its first bytes may look like a pickle's.
+    pickle = start[:1] == b"\x80" and start[8:9] != b"{"
+    if start[:4] == b"PK\x03\x04" or pickle or file.size < 9:
         found = read_checkpoint(file)
         return Opened(
             "Ckpt",
