@@ -42,6 +42,8 @@ class Checkpoint:
     """What a CKPT holds."""
 
     tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    """Texts beside the tensors, such as those that our own checkpoints carry."""
     remarks: tuple[str, ...]
     foreign: tuple[str, ...]
     """Globals besides those of tensors; none was run."""
@@ -77,8 +79,8 @@ def _from_zip(file: Bytes) -> Checkpoint:
     found = interpret(stream)
     if stream.tell() != where.length:
         raise BadPickle("bytes follow its end")
-    tree, remarks = _tensors_of(file, found)
-    used = sorted({tensor.storage.key for tensor in tree.values()})
+    tree = _tensors_of(file, found)
+    used = sorted({tensor.storage.key for tensor in tree.tensors.values()})
     names = [f"{root}data/{key}" for key in used]
     records = dict(zip(used, directory.segments(names), strict=True))
     checks = [Check(where, crc32=directory.entries[pickled[0]].crc32)]
@@ -86,7 +88,7 @@ def _from_zip(file: Bytes) -> Checkpoint:
         Check(segment, crc32=directory.entries[name].crc32)
         for name, segment in zip(names, records.values(), strict=True)
     ]
-    return _checkpoint(file, found, tree, remarks, records, tuple(checks))
+    return _checkpoint(file, found, tree, records, tuple(checks))
 
 
 def _refuse_big_endian(file: Bytes, directory: zips.Directory, root: str) -> None:
@@ -112,8 +114,8 @@ def _from_legacy(file: Bytes) -> Checkpoint:
     found = interpret(stream)
     keys = interpret(stream).value
     records = _legacy_records(file, found, keys, stream.tell())
-    tree, remarks = _tensors_of(file, found)
-    return _checkpoint(file, found, tree, remarks, records, ())
+    tree = _tensors_of(file, found)
+    return _checkpoint(file, found, tree, records, ())
 
 
 def _legacy_records(file: Bytes, found: Found, keys: Any, start: int) -> dict[str, Segment]:
@@ -180,8 +182,16 @@ def _no_checkpoint(file: Bytes) -> DataError:
     )
 
 
-def _tensors_of(file: Bytes, found: Found) -> tuple[dict[str, StoredTensor], list[str]]:
+@dataclass(frozen=True)
+class _Tree:
     """The dictionary of tensors, and what stands beside it."""
+
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]
+    remarks: tuple[str, ...]
+
+
+def _tensors_of(file: Bytes, found: Found) -> _Tree:
     value, beside = found.value, dict[str, Any]()
     for _ in range(_NEST_DEPTH):
         nest = next(
@@ -209,10 +219,12 @@ def _tensors_of(file: Bytes, found: Found) -> tuple[dict[str, StoredTensor], lis
         beside[name] = item
     if not tree:
         raise DataError(f"{file.name} holds no tensors; name a model file", reason="NoTensors")
-    remarks = [_remark(name, item) for name, item in islice(beside.items(), _MOST_REMARKS)]
-    if len(beside) > len(remarks):
-        remarks.append(f"and {len(beside) - len(remarks)} more that are no tensors")
-    return tree, remarks
+    texts = {name: item for name, item in beside.items() if isinstance(item, str)}
+    others = {name: item for name, item in beside.items() if name not in texts}
+    remarks = [_remark(name, item) for name, item in islice(others.items(), _MOST_REMARKS)]
+    if len(others) > len(remarks):
+        remarks.append(f"and {len(others) - len(remarks)} more that are no tensors")
+    return _Tree(tree, texts, tuple(remarks))
 
 
 def _holds_tensors(value: dict[str, Any], name: str) -> bool:
@@ -245,8 +257,6 @@ def _remark(name: str, value: Any) -> str:
         return f"{short}: a large number"
     if isinstance(value, (int, float)) or value is None:
         return f"{short}: {value}"
-    if isinstance(value, str):
-        return f"{short}: {value[:40]!r}"
     if isinstance(value, Foreign):
         return f"{short}: {value.what[:80]}, not run"
     return f"{short}: {type(value).__name__}"
@@ -255,16 +265,16 @@ def _remark(name: str, value: Any) -> str:
 def _checkpoint(
     file: Bytes,
     found: Found,
-    tree: Mapping[str, StoredTensor],
-    remarks: list[str],
+    tree: _Tree,
     records: Mapping[str, Segment],
     checks: tuple[Check, ...],
 ) -> Checkpoint:
-    tensors = {name: _placed(name, tensor, records) for name, tensor in tree.items()}
+    tensors = {name: _placed(name, tensor, records) for name, tensor in tree.tensors.items()}
     total = sum(tensor_bytes(tensor) for tensor in tensors.values())
     if total > _MOST_TIMES * file.size:
         raise BadPickle(f"its tensors would take {total} bytes, far more than the file has")
-    return Checkpoint(tensors, tuple(remarks), tuple(sorted(found.foreign)), checks)
+    foreign = tuple(sorted(found.foreign))
+    return Checkpoint(tensors, tree.metadata, tree.remarks, foreign, checks)
 
 
 def tensor_bytes(tensor: Tensor) -> int:

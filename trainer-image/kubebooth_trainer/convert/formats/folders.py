@@ -226,6 +226,7 @@ def open_weights(file: Bytes) -> Opened:
         return Opened(
             "Ckpt",
             found.tensors,
+            metadata=found.metadata,
             remarks=found.remarks,
             foreign=found.foreign,
             checks=found.checks,
