@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kubebooth_operator import unserved
+from kubebooth_operator.conversion import plan as conversion
 from kubebooth_operator.doors import Observed, Plan, PlanFunction
 from kubebooth_operator.session import plan as session
 from kubebooth_operator.settings import Settings
@@ -42,7 +43,7 @@ def registry(settings: Settings) -> Kinds:
     """Every kind that is served, bound to the settings."""
     kinds = (
         bind("dreamboothsessions", "DreamboothSession", session.plan, settings),
-        bind("modelconversions", "ModelConversion", unserved.plan, settings),
+        bind("modelconversions", "ModelConversion", conversion.plan, settings),
         bind("webuiinstances", "WebUIInstance", unserved.plan, settings),
     )
     return {kind.plural: kind for kind in kinds}

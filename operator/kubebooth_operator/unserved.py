@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any
 
 from kubebooth_api.door import Door, explain
-from kubebooth_api.v1alpha1.conversion import ModelConversionSpec
 from kubebooth_api.v1alpha1.webui import WebUIInstanceSpec
 from pydantic import ValidationError
 
@@ -18,11 +17,9 @@ from kubebooth_operator.doors import Event, Observed, Plan
 from kubebooth_operator.settings import Settings
 
 _SPECS: Mapping[str, type[Door]] = {
-    "ModelConversion": ModelConversionSpec,
     "WebUIInstance": WebUIInstanceSpec,
 }
 _INSTEAD: Mapping[str, str] = {
-    "ModelConversion": "sessions publish the Diffusers layout; convert it elsewhere for now",
     "WebUIInstance": "fetch a session's model with `kubebooth fetch` and load it in your own UI",
 }
 

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from kubebooth_api.exitcodes import REASONS, ExitCode
 
 from kubebooth_operator.jobs.readings import Job, Pod
+from kubebooth_operator.jobs.work import TRAIN
 
 _OUT_OF_MEMORY = REASONS[ExitCode.OUT_OF_MEMORY]
-_OOM_CURE = (
-    "raise spec.runtime.resources.memory, or lower training.batchSize or training.resolution"
-)
+_OOM_CURE = "raise spec.runtime.resources.memory"
+_OOM_CURES = {TRAIN: f"{_OOM_CURE}, or lower training.batchSize or training.resolution"}
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -42,7 +42,8 @@ def of(job: Job) -> Failure | None:
 
 def _explain(pod: Pod, stage: str) -> str:
     if pod.reason == _OUT_OF_MEMORY and pod.exit_code != ExitCode.OUT_OF_MEMORY:
-        return f"{stage}: the worker was killed at its memory limit; {_OOM_CURE}"
+        cure = _OOM_CURES.get(stage, _OOM_CURE)
+        return f"{stage}: the worker was killed at its memory limit; {cure}"
     if pod.report is not None and pod.report.message:
         return f"{stage}: {pod.report.message}"
     if pod.exit_code is None:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from kubebooth_operator.conversion.plan import plan as plan_conversion
 from kubebooth_operator.doors import Key, Observed, Plan
 from kubebooth_operator.jobs.names import RETRY_ANNOTATION
-from kubebooth_operator.kinds import Kind
+from kubebooth_operator.kinds import Kind, KindPlan
 from kubebooth_operator.session.plan import plan
 from kubebooth_operator.settings import Settings
 
@@ -50,20 +51,32 @@ class Booth:
     def __init__(self, *, seed: int = 0, settings: Settings = SETTINGS, **fields: Any) -> None:
         self.settings = settings
         self.plans = 0
-        kind = Kind("dreamboothsessions", "DreamboothSession", self._plan)
-        self.simulator = Simulator({"dreamboothsessions": kind}, seed=seed)
+        session_kind = Kind("dreamboothsessions", "DreamboothSession", self._plan)
+        conversion_kind = Kind("modelconversions", "ModelConversion", self._plan_conversion)
+        kinds = {kind.plural: kind for kind in (session_kind, conversion_kind)}
+        self.simulator = Simulator(kinds, seed=seed)
         jobs_outlive_their_pods(self.simulator.server)
         self.world = World(self.simulator)
         self.simulator.worlds.append(self.world)
-        self.key: Key = self.simulator.create(session(**fields))
+        self.key: Key = self.simulator.create(self.manifest(**fields))
+
+    def manifest(self, **fields: Any) -> Json:
+        """The object that the world begins with."""
+        return session(**fields)
 
     def _plan(self, observed: Observed, now: datetime) -> Plan:
         self.plans += 1
+        return self._checked(plan, observed, now)
+
+    def _plan_conversion(self, observed: Observed, now: datetime) -> Plan:
+        return self._checked(plan_conversion, observed, now)
+
+    def _checked(self, plan: KindPlan, observed: Observed, now: datetime) -> Plan:
         planned = plan(observed, now, self.settings)
         assert all(ref.foreground for ref in planned.delete if ref.kind == "Job")
         assert plan(observed, now, self.settings) == planned
         if planned.status is not None:
-            _is_settled(observed, planned, now, self.settings)
+            _is_settled(plan, observed, planned, now, self.settings)
         return planned
 
     def settle(self) -> None:
@@ -82,7 +95,8 @@ class Booth:
         def annotate(body: Json) -> None:
             body["metadata"].setdefault("annotations", {})[RETRY_ANNOTATION] = token
 
-        self.simulator.server.edit("DreamboothSession", self.key.namespace, self.key.name, annotate)
+        kind = self.simulator.kinds[self.key.plural].kind
+        self.simulator.server.edit(kind, self.key.namespace, self.key.name, annotate)
 
     @property
     def there(self) -> bool:
@@ -111,7 +125,9 @@ class Booth:
         return self.simulator.server.all("Job")
 
 
-def _is_settled(observed: Observed, planned: Plan, now: datetime, settings: Settings) -> None:
+def _is_settled(
+    plan: KindPlan, observed: Observed, planned: Plan, now: datetime, settings: Settings
+) -> None:
     """What was written is not written again."""
     parent = {**observed.parent, "status": planned.status}
     again = plan(replace(observed, parent=parent), now, settings)

@@ -62,6 +62,8 @@ class Chaos:
                 lambda: booth.edit(runtime={"resources": {"memory": rng.choice(("8Gi", "9Gi"))}}),
                 lambda: booth.edit(samples={"everySteps": rng.choice((10, 20))}),
                 lambda: booth.edit(rerun=rng.choice(("", "again"))),
+                lambda: booth.edit(outputs=_outputs(rng)),
+                lambda: booth.edit(baseModel=_base_model(rng)),
                 lambda: booth.edit(ttlSecondsAfterFinished=rng.choice((0, 30, 3000))),
                 lambda: booth.edit(retry={"limit": rng.choice((0, 2)), "backoffSeconds": 1}),
                 lambda: booth.retry(token),
@@ -78,6 +80,22 @@ class Chaos:
         self.booth.simulator.server.faults = Faults()
         self.booth.world.hold = lambda stage: False
         self.booth.world.next_exit = lambda stage: 0
+
+
+def _outputs(rng: random.Random) -> list[dict[str, str]]:
+    formats = {
+        "file": {"format": "Safetensors", "precision": rng.choice(("Keep", "Fp16"))},
+        "ckpt": {"format": "Ckpt"},
+    }
+    exports = rng.sample(sorted(formats), rng.randint(0, 2))
+    return [{"name": "diffusers"}, *({"name": name, **formats[name]} for name in exports)]
+
+
+def _base_model(rng: random.Random) -> dict[str, object]:
+    source: dict[str, object] = {"store": {"key": "models/shapes"}}
+    if rng.random() < 0.5:
+        source = {"url": {"href": f"https://a.example.com/{rng.randint(0, 1)}"}}
+    return {"variant": "sd15", "source": source}
 
 
 def _training(rng: random.Random) -> dict[str, object]:
@@ -98,7 +116,7 @@ def test_a_session_ends_complete_whatever_happened_before(seed: int) -> None:
     booth.edit(suspend=False)
     booth.retry("at last")
     booth.settle()
-    assert booth.holds("Complete")
+    assert booth.holds("Complete"), booth.status["message"]
     assert booth.holds("Ready")
     assert not booth.holds("Failed")
     assert booth.status["run"]["completedTarget"]
@@ -116,6 +134,21 @@ def _is_told_truly(booth: Booth) -> None:
     steps = sum(parent["spec"]["training"][s]["steps"] for s in ("textEncoder", "denoiser"))
     assert (booth.status["run"]["digest"], steps) in booth.world.trained
     assert all(a["outcome"] != "Running" for a in booth.status["attempts"])
+    names = {output["name"] for output in parent["spec"].get("outputs", ({"name": "diffusers"},))}
+    assert {artifact["name"] for artifact in booth.status["artifacts"]} == names
+    _is_exported(booth)
+
+
+def _is_exported(booth: Booth) -> None:
+    """One conversion for each export, each of the model that is told."""
+    artifacts = {artifact["name"]: artifact for artifact in booth.status["artifacts"]}
+    made = booth.simulator.server.all("ModelConversion")
+    assert len(made) == len(artifacts) - 1
+    for conversion in made:
+        assert conversion["spec"]["source"]["digest"] == artifacts["diffusers"]["digest"]
+        assert conversion["status"]["artifact"]["digest"] in {
+            artifact["digest"] for artifact in artifacts.values()
+        }
 
 
 @pytest.mark.parametrize("seed", range(15))

@@ -12,10 +12,6 @@ from kubebooth_operator.unserved import plan
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SPECS: dict[str, dict[str, Any]] = {
-    "ModelConversion": {
-        "source": {"session": {"name": "rex"}},
-        "target": {"format": "Safetensors"},
-    },
     "WebUIInstance": {"models": [{"name": "rex", "session": {"name": "rex"}}]},
 }
 

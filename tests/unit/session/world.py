@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from kubebooth_api.artifacts import Artifact, Checkpoint
+from kubebooth_api.artifacts import UNKNOWN_DIGEST, Artifact, Checkpoint
 from kubebooth_api.digests import digest_json
 from kubebooth_api.exitcodes import REASONS, ExitCode
-from kubebooth_api.runs import RUN, FetchRun, PrepareRun, RunReport, TrainRun
+from kubebooth_api.runs import RUN, ConvertRun, FetchRun, PrepareRun, RunReport, TrainRun
+from kubebooth_api.v1alpha1.conversion import ConversionCounts, Detected
 from kubebooth_api.v1alpha1.session import DatasetStatus
 from kubebooth_operator.jobs.names import STAGE_LABEL
 from kubebooth_operator.resources import JOBS, PODS, controller
@@ -40,6 +41,8 @@ class World:
     """Run digest and steps of every training that was carried out to the end."""
     fetched: list[FetchRun] = field(default_factory=list)
     """Every fetch that was carried out."""
+    converted: list[ConvertRun] = field(default_factory=list)
+    """Every conversion that was carried out."""
     purged: int = 0
     most_train_pods: int = 0
     """Most train pods that were alive at once."""
@@ -200,6 +203,9 @@ class World:
             made = prepared(run)
         elif isinstance(run, TrainRun):
             made = self._train(run)
+        elif isinstance(run, ConvertRun):
+            self.converted.append(run)
+            made = converted(run)
         else:
             self.purged += 1
         return RunReport(kind=stage, outcome="Succeeded", started_at=now, finished_at=now, **made)
@@ -239,6 +245,28 @@ def fetched(run: FetchRun) -> Artifact:
     return Artifact(
         name="model", uri=f"{run.store.uri}/models/x{digest[7:19]}", digest=digest, size=7
     )
+
+
+def converted(run: ConvertRun) -> dict[str, Any]:
+    """What a conversion reports: content that depends on what it was made from."""
+    counts = ConversionCounts(tensors=5, dropped=1)
+    detected = Detected(family="sd", variant="sd15", evidence=("a key",))
+    source = digest_json([run.source.uri, run.source.digest])
+    digest = digest_json([source, run.target.dump()])
+    name = run.target.name or run.session.name
+    artifact = Artifact(
+        name=name,
+        uri=f"{run.store.uri}/conversions/{run.session.name}/{name}/{digest[7:19]}",
+        digest=digest,
+        size=11,
+        format=run.target.format,
+    )
+    return {
+        "counts": counts,
+        "detected": detected,
+        "source_digest": source if run.source.digest == UNKNOWN_DIGEST else run.source.digest,
+        "artifacts": () if run.dry_run else (artifact,),
+    }
 
 
 def prepared(run: PrepareRun) -> dict[str, Any]:
