@@ -76,6 +76,8 @@ class Answer:
     memory_profile: str | None = None
     detected: Detected | None = None
     counts: ConversionCounts | None = None
+    class_images: Artifact | None = None
+    concept_images: Artifact | None = None
     source_digest: str | None = None
 
 
@@ -148,6 +150,8 @@ def succeeded(kind: Kind, answer: Answer, *, started_at: datetime) -> RunReport:
         memory_profile=answer.memory_profile,
         detected=answer.detected,
         counts=answer.counts,
+        class_images=answer.class_images,
+        concept_images=answer.concept_images,
         source_digest=answer.source_digest,
         started_at=started_at,
         finished_at=now(),
@@ -263,7 +267,13 @@ def _prepare(run: PrepareRun, store: Store, reporter: Reporter, workdir: Path) -
     from kubebooth_trainer.prepare.stage import prepare
 
     outcome = prepare(run, store=store, reporter=reporter, workdir=workdir)
-    return Answer(outcome.message, dataset=outcome.dataset, base_model=outcome.base_model)
+    return Answer(
+        outcome.message,
+        dataset=outcome.dataset,
+        base_model=outcome.base_model,
+        class_images=outcome.class_images,
+        concept_images=outcome.concept_images,
+    )
 
 
 def _train(run: TrainRun, store: Store, reporter: Reporter, workdir: Path) -> Answer:

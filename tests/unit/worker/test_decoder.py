@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from kubebooth_trainer.prepare.decoder import Decoded, Decoder, Verdict
-from kubebooth_trainer.prepare.render import centre_box
+from kubebooth_trainer.prepare.render import file_box
+from kubebooth_trainer.prepare.shapes import Shape, cut_of
 from PIL import Image, ImageOps
 
 from tests.unit.worker.corpus import (
@@ -20,6 +21,8 @@ from tests.unit.worker.corpus import (
     sparse_png,
 )
 
+SQUARE = (Shape(EDGE, EDGE),)
+
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
@@ -32,7 +35,8 @@ def decode(
 ) -> tuple[Decoded | Verdict, Path]:
     source, target = folder / "source", folder / "target.png"
     source.write_bytes(data)
-    return decoder.decode(source, target, edge=edge, min_edge=min_edge), target
+    shapes = (Shape(edge, edge),)
+    return decoder.decode(source, target, shapes=shapes, min_edge=min_edge), target
 
 
 @pytest.mark.parametrize("case", list(bad()), ids=lambda case: case.name)
@@ -84,8 +88,10 @@ def test_a_turned_picture_is_cropped_like_the_upright_one(
 @pytest.mark.parametrize("width", [200, 201, 511, 512, 513, 638, 1023, 5999])
 @pytest.mark.parametrize("height", [200, 333, 512, 1000])
 def test_the_centre_square_has_no_edge_outside_the_picture(width: int, height: int) -> None:
-    for mirror in (False, True):
-        left, top, right, bottom = centre_box(width, height, mirror_x=mirror, mirror_y=mirror)
+    for turn in range(1, 9):
+        upright = (width, height) if turn > 4 else (height, width)
+        cut = cut_of(*upright, (Shape(64, 64),))
+        left, top, right, bottom = file_box(cut, width, height, turn=turn)
         assert right - left == bottom - top == min(width, height)
         assert 0 <= left <= right <= width
         assert 0 <= top <= bottom <= height
@@ -178,7 +184,7 @@ def test_a_decoder_that_dies_is_replaced(tmp_path: Path, number: signal.Signals,
         assert len(children) == 1
         killer = threading.Timer(0.3, os.kill, (children[0], number))
         killer.start()
-        dead = one.decode(hanging, tmp_path / "x.png", edge=EDGE, min_edge=1)
+        dead = one.decode(hanging, tmp_path / "x.png", shapes=SQUARE, min_edge=1)
         killer.join()
         assert dead == Verdict(says)
         made, _ = decode(one, encoded(picture(), "PNG"), tmp_path)
@@ -190,7 +196,7 @@ def test_a_picture_that_takes_too_long_is_refused(tmp_path: Path) -> None:
     with Decoder(scratch=tmp_path, wall_limit_s=0.3) as one:
         hanging = tmp_path / "hanging"
         os.mkfifo(hanging)
-        late = one.decode(hanging, tmp_path / "x.png", edge=EDGE, min_edge=1)
+        late = one.decode(hanging, tmp_path / "x.png", shapes=SQUARE, min_edge=1)
         assert isinstance(late, Verdict)
         assert "takes more than 0.3 s" in late.reason
     assert _children() == []

@@ -28,7 +28,7 @@ def test_a_snapshot_holds_what_training_reads(booth: Booth, tmp_path: Path) -> N
     assert manifest.digest == outcome.dataset.digest
     assert prefix == f"sessions/default/demo/datasets/{manifest.digest[7:19]}"
     told = json.loads((tmp_path / "snapshot/dataset.json").read_text())
-    assert (told["version"], told["resolution"]) == (1, 64)
+    assert (told["version"], told["resolution"]) == (2, 64)
     assert told["concepts"] == [{"name": "cat", "token": "sks", "className": "cat", "repeats": 1}]
     assert [image["prompt"] for image in told["images"]] == [
         "sks cat",
@@ -270,7 +270,6 @@ def test_a_concept_without_pictures_is_named(booth: Booth) -> None:
         ({"resolution": 60}, "resolution"),
         ({"resolution": 4096}, "resolution"),
         ({"preprocess": {"crop": "Smart"}}, "preprocess.crop: Smart"),
-        ({"preprocess": {"buckets": {}}}, "preprocess.buckets"),
         ({"preprocess": {"blur": "Fail"}}, "preprocess.blur: Fail"),
         ({"preprocess": {"watermarks": "Warn"}}, "preprocess.watermarks"),
         ({"captions": {"mode": "Model", "model": {"model": "x"}}}, "captions.mode"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from kubebooth_trainer.prepare.protocol import CPU_LIMIT_S, READY
 from kubebooth_trainer.prepare.render import Refused, render
+from kubebooth_trainer.prepare.shapes import Shape
 
 _FILE_LIMIT_BYTES = 256 * 1024 * 1024
 
@@ -36,7 +37,9 @@ def main(memory_mib: int) -> None:
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
     try:
         rendered = render(
-            Path(question["source"]), edge=question["edge"], min_edge=question["minEdge"]
+            Path(question["source"]),
+            shapes=tuple(Shape(height, width) for height, width in question["shapes"]),
+            min_edge=question["minEdge"],
         )
     except Refused as refused:
         return {"refused": str(refused)}
@@ -52,6 +55,10 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         "pixels": hashlib.sha256(rendered.image.tobytes()).hexdigest(),
         "width": rendered.width,
         "height": rendered.height,
+        "original": rendered.original,
+        "crop": rendered.cut.crop,
+        "target": [rendered.cut.shape.height, rendered.cut.shape.width],
+        "enlarged": rendered.cut.enlarges,
     }
 
 

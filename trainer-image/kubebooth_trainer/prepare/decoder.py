@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 
 from kubebooth_trainer.errors import InternalFault
 from kubebooth_trainer.prepare.protocol import CPU_LIMIT_S, MEMORY_MIB, READY, WALL_LIMIT_S
+from kubebooth_trainer.prepare.shapes import Shape
 
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SYSTEMROOT")
 _REPLY_LIMIT_BYTES = 65_536
@@ -34,11 +35,19 @@ class Decoded:
     """What the child made of one file."""
 
     pixels: str
-    """SHA-256 of the square picture's RGB pixels, 64 hex digits."""
+    """SHA-256 of the training picture's RGB pixels, 64 hex digits."""
     width: int
-    """Width of the original in pixels."""
+    """Width of the file's picture in pixels."""
     height: int
-    """Height of the original in pixels."""
+    """Height of the file's picture in pixels."""
+    original: tuple[int, int]
+    """(height, width) of the upright original in pixels."""
+    crop: tuple[int, int]
+    """(top, left) of the cut after resizing, in pixels."""
+    target: Shape
+    """Shape of the training picture."""
+    enlarged: bool
+    """Whether the original has fewer pixels than the training picture."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,20 @@ class Decoder:
     ) -> None:
         self._end()
 
-    def decode(self, source: Path, target: Path, *, edge: int, min_edge: int) -> Decoded | Verdict:
-        """Render `source` to a PNG at `target`, `edge` × `edge` pixels.
+    def decode(
+        self, source: Path, target: Path, *, shapes: tuple[Shape, ...], min_edge: int
+    ) -> Decoded | Verdict:
+        """Render `source` to a PNG at `target`, of the shape that fits it best.
 
         Raises `InternalFault` when no child can be started at all.
         """
         child = self._ready()
-        question = {"source": str(source), "target": str(target), "edge": edge, "minEdge": min_edge}
+        question = {
+            "source": str(source),
+            "target": str(target),
+            "shapes": [[shape.height, shape.width] for shape in shapes],
+            "minEdge": min_edge,
+        }
         try:
             child.questions.write(json.dumps(question).encode() + b"\n")
             child.questions.flush()
@@ -108,6 +124,10 @@ class Decoder:
                 pixels=str(answer["pixels"]),
                 width=int(answer["width"]),
                 height=int(answer["height"]),
+                original=_pair(answer["original"]),
+                crop=_pair(answer["crop"]),
+                target=Shape(*_pair(answer["target"])),
+                enlarged=bool(answer["enlarged"]),
             )
         except (ValueError, KeyError, TypeError):
             self._end()
@@ -166,6 +186,11 @@ class Decoder:
         except subprocess.TimeoutExpired:
             child.process.kill()
             return child.process.wait()
+
+
+def _pair(told: Any) -> tuple[int, int]:
+    first, second = told
+    return int(first), int(second)
 
 
 def _start(log: Path, *, memory_mib: int) -> _Child:

@@ -18,6 +18,7 @@ from kubebooth_trainer.prepare.captions import (
 )
 from kubebooth_trainer.prepare.decoder import Decoded, Decoder, Verdict
 from kubebooth_trainer.prepare.lints import findings
+from kubebooth_trainer.prepare.shapes import Shape
 from kubebooth_trainer.prepare.sources import (
     MAX_PICTURE_BYTES,
     Found,
@@ -38,7 +39,7 @@ class Picture:
     """One picture that will be trained on."""
 
     path: Path
-    """PNG on disk: square, RGB."""
+    """PNG on disk: RGB."""
     sha256: str
     """SHA-256 of the PNG file, 64 hex digits."""
     size: int
@@ -51,6 +52,12 @@ class Picture:
     """Whether the prompt comes from a caption."""
     source: str
     """The user's file name, safe to print."""
+    original: tuple[int, int]
+    """(height, width) of the user's upright picture in pixels."""
+    crop: tuple[int, int]
+    """(top, left) of the cut after resizing, in pixels."""
+    target: Shape
+    """Shape of the PNG."""
 
 
 class _Vanished(Exception):
@@ -70,22 +77,33 @@ def check_pictures(
     reporter: Reporter,
     verdicts: Verdicts,
     folder: Path,
+    shapes: tuple[Shape, ...],
+    share: Share,
 ) -> list[Picture]:
-    """Fetch and render all pictures into `folder`, in order.
+    """Fetch and render all pictures into `folder`, in order, each in the shape that fits it best.
 
     Raises `Preempted`, `InternalFault` and the store's errors; bad files only become verdicts.
     """
-    checker = _Checker(run, found, store, verdicts, folder)
-    total = len(found.pictures)
+    checker = _Checker(run, found, store, verdicts, folder, shapes)
+    folder.mkdir(parents=True, exist_ok=True)
     with Decoder(scratch=folder) as decoder:
         for index, file in enumerate(found.pictures):
             if reporter.stop.is_set():
                 raise Preempted("stopped while checking pictures; the next try starts over")
             checker.check(file, decoder)
+            done = share.before + index + 1
             reporter.advance(
-                "Prepare", index + 1, total, percentage=PERCENTAGE * (index + 1) // total
+                "Prepare", done, share.total, percentage=PERCENTAGE * done // share.total
             )
     return checker.pictures
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of all pictures is checked, for progress: files before these, and all."""
+
+    before: int
+    total: int
 
 
 @dataclass
@@ -97,6 +115,7 @@ class _Checker:
     store: Store
     verdicts: Verdicts
     folder: Path
+    shapes: tuple[Shape, ...]
     pictures: list[Picture] = field(default_factory=list)
     pixels: dict[tuple[str, str], str] = field(default_factory=dict)
     captions: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -114,7 +133,7 @@ class _Checker:
         prompt = self._prompt(file, caption)
         if prompt is None:
             return
-        if min(made.width, made.height) < self.run.resolution:
+        if made.enlarged:
             self._tell_enlarged(file, made)
         data = target.read_bytes()
         self.pictures.append(
@@ -126,6 +145,9 @@ class _Checker:
                 prompt=prompt,
                 captioned=bool(caption),
                 source=shown(file.name),
+                original=made.original,
+                crop=made.crop,
+                target=made.target,
             )
         )
 
@@ -133,8 +155,9 @@ class _Checker:
         original = self.folder / "original"
         try:
             _fetch(self.store, file, original)
-            edges = {"edge": self.run.resolution, "min_edge": min_edge_of(self.run)}
-            return decoder.decode(original, target, **edges)
+            return decoder.decode(
+                original, target, shapes=self.shapes, min_edge=min_edge_of(self.run)
+            )
         except _Vanished as error:
             return Verdict(str(error))
         finally:
@@ -165,10 +188,12 @@ class _Checker:
         return prompt if stays else None
 
     def _tell_enlarged(self, file: SourceFile, made: Decoded) -> None:
+        square = made.target.height == made.target.width
+        size = str(made.target.width) if square else made.target.told
         self.verdicts.upscaled += 1
         self.verdicts.doubt(
             file.name,
-            f"is {made.width}x{made.height} pixels and was enlarged to {self.run.resolution};"
+            f"is {made.width}x{made.height} pixels and was enlarged to {size};"
             " a larger original trains better",
         )
 

@@ -1,4 +1,4 @@
-"""One hostile picture file becomes one square RGB picture, or a sentence that says why not.
+"""One hostile picture file becomes one training picture, or a sentence that says why not.
 
 It must not know stores, sessions or processes: it runs inside the decoder's child, which bounds
 its memory and time.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
+from kubebooth_trainer.prepare.shapes import Cut, Shape, cut_of
 from kubebooth_trainer.prepare.sniff import cure_for
 
 MAX_PIXELS = 100_000_000
@@ -32,6 +33,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAPS = {5, 6, 7, 8}
 _MIRRORS_X = {2, 3, 7, 8}
 _MIRRORS_Y = {3, 4, 6, 7}
 _SIXTEEN_BITS = {"I;16", "I;16B", "I;16L", "I;16N"}
@@ -61,15 +63,19 @@ class Rendered:
     """A usable picture."""
 
     image: Image.Image
-    """RGB, square, upright, sRGB."""
+    """RGB, upright, sRGB, of one of the shapes."""
     width: int
-    """Width of the file's picture before cropping, in pixels."""
+    """Width of the file's picture before turning and cropping, in pixels."""
     height: int
-    """Height of the file's picture before cropping, in pixels."""
+    """Height of the file's picture before turning and cropping, in pixels."""
+    original: tuple[int, int]
+    """(height, width) of the upright picture before cropping, in pixels."""
+    cut: Cut
+    """What of the upright picture was taken."""
 
 
-def render(path: Path, *, edge: int, min_edge: int) -> Rendered:
-    """The upright centre square of a picture file, `edge` × `edge` pixels of RGB.
+def render(path: Path, *, shapes: tuple[Shape, ...], min_edge: int) -> Rendered:
+    """The upright centre of a picture file in the one of the shapes that fits it best, as RGB.
 
     Only the first frame counts. Transparency becomes white. Raises `Refused`, or `MemoryError`
     within a memory limit.
@@ -83,7 +89,8 @@ def render(path: Path, *, edge: int, min_edge: int) -> Rendered:
             width, height = image.size
             _check_size(width, height, min_edge=min_edge)
             _load(image)
-            return Rendered(_square(image, edge=edge), width, height)
+            made, original, cut = _cut_out(image, shapes)
+            return Rendered(made, width, height, original, cut)
 
 
 def _open(file: io.BufferedReader) -> Image.Image:
@@ -122,35 +129,41 @@ def _load(image: Image.Image) -> None:
         raise Refused(_damaged(error)) from error
 
 
-def _square(image: Image.Image, *, edge: int) -> Image.Image:
+def _cut_out(
+    image: Image.Image, shapes: tuple[Shape, ...]
+) -> tuple[Image.Image, tuple[int, int], Cut]:
+    """The picture, (height, width) of the upright original, and what of that was taken."""
     turn = _orientation(image)
-    box = centre_box(*image.size, mirror_x=turn in _MIRRORS_X, mirror_y=turn in _MIRRORS_Y)
+    width, height = reversed(image.size) if turn in _SWAPS else image.size
+    cut = cut_of(height, width, shapes)
+    across, down = cut.shape.width, cut.shape.height
+    size = (down, across) if turn in _SWAPS else (across, down)
     profile = image.info.get("icc_profile")
     deep = image.mode in _SIXTEEN_BITS or image.mode in {"I", "F"}
     scale = _grey_scale(image) if deep else 1.0
-    small = _plain(image).resize((edge, edge), Image.Resampling.LANCZOS, box=box)
+    box = file_box(cut, *image.size, turn=turn)
+    small = _plain(image).resize(size, Image.Resampling.LANCZOS, box=box)
     if small.mode == "F":
         small = small.point(lambda value: value * scale + 0.5).convert("L")
     flat = _to_srgb(_on_white(small), profile)
-    square = flat.transpose(_TURNS[turn]) if turn in _TURNS else flat
+    upright = flat.transpose(_TURNS[turn]) if turn in _TURNS else flat
     # Profiles and comments of the original would otherwise travel into the file we write.
-    square.info = {}
-    return square
+    upright.info = {}
+    return upright, (height, width), cut
 
 
-def centre_box(
-    width: int, height: int, *, mirror_x: bool = False, mirror_y: bool = False
-) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the greatest centre square, in whole pixels of the file.
+def file_box(cut: Cut, width: int, height: int, *, turn: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a cut of the upright picture, in whole pixels of the file.
 
-    With an odd margin the smaller half is on the left or top of the *upright* picture; the
-    flags say which axes an orientation will mirror.
+    `width` and `height` are the file's; `turn` is the EXIF orientation that makes it upright.
     """
-    side = min(width, height)
-    left, top = width - side, height - side
-    left = left - left // 2 if mirror_x else left // 2
-    top = top - top // 2 if mirror_y else top // 2
-    return left, top, left + side, top + side
+    upright_x, upright_y = (cut.left, cut.width), (cut.top, cut.height)
+    (left, across), (top, down) = (
+        (upright_y, upright_x) if turn in _SWAPS else (upright_x, upright_y)
+    )
+    left = width - across - left if turn in _MIRRORS_X else left
+    top = height - down - top if turn in _MIRRORS_Y else top
+    return left, top, left + across, top + down
 
 
 def _orientation(image: Image.Image) -> int:

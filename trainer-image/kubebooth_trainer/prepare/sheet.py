@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kubebooth_trainer.errors import InternalFault
 
@@ -34,7 +34,7 @@ class Thumb:
     """One picture of the sheet."""
 
     path: Path
-    """Square picture on disk."""
+    """Picture on disk."""
     title: str
     """The user's file name, safe to print."""
     prompt: str
@@ -85,8 +85,8 @@ def _cell(
     top: int,
 ) -> None:
     with Image.open(thumb.path, formats=("PNG",)) as picture:
-        small = picture.convert("RGB").resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
-    sheet.paste(small, (left, top))
+        small = ImageOps.contain(picture.convert("RGB"), (_THUMB, _THUMB), Image.Resampling.LANCZOS)
+    sheet.paste(small, (left + (_THUMB - small.width) // 2, top + (_THUMB - small.height) // 2))
     pen.rectangle((left, top, left + _THUMB - 1, top + _THUMB - 1), outline=_RULE)
     y = top + _THUMB + 6
     pen.text((left, y), _cut(thumb.title, _font(11), _THUMB), font=_font(11), fill=_FAINT)

@@ -2,10 +2,11 @@
 
 Files of a snapshot:
 
-    images/<NNNN>.png   square RGB pictures
-    dataset.json        {"version": 1, "resolution", "concepts": [{"name", "token", "className",
+    images/<NNNN>.png   RGB pictures: squares, or of several shapes with preprocess.buckets
+    dataset.json        {"version": 2, "resolution", "concepts": [{"name", "token", "className",
                         "repeats"}], "images": [{"file", "sha256", "concept", "prompt", "caption",
-                        "source"}]}
+                        "source", "geometry": {"original", "crop", "target"}}]}, where geometry
+                        holds pairs of pixels, vertical first
     contact-sheet.png   the pictures with their prompts, for people
     manifest.json       written last
 
@@ -28,7 +29,7 @@ from kubebooth_store import Store, publish_files, read_manifest
 from kubebooth_trainer.prepare.pictures import Picture
 from kubebooth_trainer.prepare.sheet import Thumb, draw
 
-VERSION = 1
+VERSION = 2
 DATASET = "dataset.json"
 SHEET = "contact-sheet.png"
 
@@ -85,6 +86,11 @@ def describe(run: PrepareRun, pictures: Sequence[Picture]) -> dict[str, Any]:
                 "prompt": picture.prompt,
                 "caption": picture.captioned,
                 "source": picture.source,
+                "geometry": {
+                    "original": list(picture.original),
+                    "crop": list(picture.crop),
+                    "target": [picture.target.height, picture.target.width],
+                },
             }
             for index, picture in enumerate(pictures)
         ],
@@ -105,8 +111,10 @@ def _title(run: PrepareRun) -> str:
 
 def _subtitle(run: PrepareRun, pictures: Sequence[Picture]) -> str:
     captioned = sum(picture.captioned for picture in pictures)
+    shapes = len({picture.target for picture in pictures})
+    cut = f" in {shapes} shapes" if shapes > 1 else ""
     return (
-        f"{len(pictures)} pictures at {run.resolution} px · {captioned} with a caption (blue),"
+        f"{len(pictures)} pictures at {run.resolution} px{cut} · {captioned} with a caption (blue),"
         f" {len(pictures) - captioned} with the instance prompt"
     )
 

@@ -50,10 +50,13 @@ class Found:
     """Caption files by concept name and key without `.txt`, see `caption_of`."""
 
 
-def find(run: PrepareRun, store: Store, verdicts: Verdicts) -> Found:
-    """List all sources. Raises `ConfigurationError`, `DataError` (too many) and store errors."""
+def find(run: PrepareRun, store: Store, verdicts: Verdicts, *, field: str | None = None) -> Found:
+    """List all sources; `field` names where they are written, if not in concepts.
+
+    Raises `ConfigurationError`, `DataError` (too many) and store errors.
+    """
     try:
-        files = _without_litter(_listed(run, store), verdicts)
+        files = _without_litter(_listed(run, store, field), verdicts)
     except Refused as error:
         # A name on disk that no key can have; the message names it and the cure.
         raise DataError(str(error), reason="BadFiles") from error
@@ -96,11 +99,11 @@ def check_caption_size(file: SourceFile) -> str | None:
     return f"has {file.size} bytes, more than a caption may have; shorten it to 2048 characters"
 
 
-def _listed(run: PrepareRun, store: Store) -> list[SourceFile]:
+def _listed(run: PrepareRun, store: Store, field: str | None) -> list[SourceFile]:
     files: list[SourceFile] = []
     for concept in sorted(run.concepts, key=lambda concept: concept.name):
         seen: dict[str, SourceFile] = {}
-        for prefix in _prefixes(run, concept):
+        for prefix in _prefixes(run, concept, field):
             for key, size in _entries(store, prefix):
                 name = key[len(prefix) :].lstrip("/") or key.rsplit("/", 1)[-1]
                 seen.setdefault(key, SourceFile(concept, key, name, size))
@@ -123,12 +126,12 @@ def _entries(store: Store, prefix: str) -> Iterable[tuple[str, int]]:
             yield single.key, single.size
 
 
-def _prefixes(run: PrepareRun, concept: Concept) -> list[str]:
+def _prefixes(run: PrepareRun, concept: Concept, field: str | None) -> list[str]:
     if not concept.sources:
         return [layout.uploads(run.session.namespace, run.session.name)]
     prefixes = []
     for index, source in enumerate(concept.sources):
-        where = f"concepts[{concept.name}].sources[{index}]"
+        where = f"{field or f'concepts[{concept.name}].sources'}[{index}]"
         if source.store is None:
             kind = next(iter(source.dump()), "nothing")
             raise ConfigurationError(

@@ -8,13 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kubebooth_api.artifacts import Artifact
+from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.runs import PrepareRun
 from kubebooth_api.v1alpha1.session import DatasetStatus
 from kubebooth_store import Store
 
 from kubebooth_trainer.errors import ConfigurationError, DataError
 from kubebooth_trainer.prepare.base_model import verify
-from kubebooth_trainer.prepare.pictures import Picture, check_pictures
+from kubebooth_trainer.prepare.given import (
+    CLASS_IMAGES,
+    CONCEPT_IMAGES,
+    Given,
+    check_given,
+    find_given,
+    publish_given,
+    refuse_none,
+)
+from kubebooth_trainer.prepare.pictures import Picture, Share, check_pictures
+from kubebooth_trainer.prepare.shapes import Shape, shapes_of
 from kubebooth_trainer.prepare.snapshot import SHEET, publish_snapshot
 from kubebooth_trainer.prepare.sources import Found, find
 from kubebooth_trainer.prepare.verdicts import Verdicts, listed
@@ -38,6 +49,18 @@ class PrepareOutcome:
     """The verified base model."""
     message: str
     """One sentence for people."""
+    class_images: Artifact | None = None
+    """The published snapshot of given class images."""
+    concept_images: Artifact | None = None
+    """The published snapshot of the pictures of the concept stage."""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Everything that may be published."""
+
+    pictures: list[Picture]
+    given: tuple[tuple[Given, list[Picture]], ...]
 
 
 def prepare(run: PrepareRun, *, store: Store, reporter: Reporter, workdir: Path) -> PrepareOutcome:
@@ -51,29 +74,80 @@ def prepare(run: PrepareRun, *, store: Store, reporter: Reporter, workdir: Path)
     found = find(run, store, verdicts)
     if not found.pictures and not verdicts.left_out:
         raise _no_pictures(run, store)
+    given = find_given(run, store, verdicts)
     folder = workdir / "prepare"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        pictures = check_pictures(
-            run, found, store=store, reporter=reporter, verdicts=verdicts, folder=folder
+        checked = _check(
+            run, found, given, store=store, reporter=reporter, verdicts=verdicts, folder=folder
         )
-        _log(verdicts, pictures)
-        _judge(run, found, pictures, verdicts)
-        prefix, manifest = publish_snapshot(run, pictures, store=store)
+        _log(verdicts, checked.pictures)
+        _judge(run, found, checked, verdicts)
+        prefix, manifest = publish_snapshot(run, checked.pictures, store=store)
+        others = {
+            one.name: publish_given(one, pictures, store=store) for one, pictures in checked.given
+        }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     dataset = DatasetStatus(
         digest=manifest.digest,
         uri=store.uri_of(prefix),
-        images=len(pictures),
-        captioned=sum(picture.captioned for picture in pictures),
+        images=len(checked.pictures),
+        captioned=sum(picture.captioned for picture in checked.pictures),
         rejected=len(verdicts.left_out),
         worst=verdicts.worst(),
         review_uri=store.uri_of(f"{prefix}/{SHEET}"),
         size=manifest.size_bytes,
     )
-    return PrepareOutcome(dataset, base_model, _summary(dataset, verdicts))
+    return PrepareOutcome(
+        dataset,
+        base_model,
+        _summary(dataset, checked, verdicts),
+        class_images=others.get(CLASS_IMAGES),
+        concept_images=others.get(CONCEPT_IMAGES),
+    )
+
+
+def _check(
+    run: PrepareRun,
+    found: Found,
+    given: tuple[Given, ...],
+    *,
+    store: Store,
+    reporter: Reporter,
+    verdicts: Verdicts,
+    folder: Path,
+) -> _Checked:
+    """Check the dataset, then what is given beside it; class images in the dataset's shapes."""
+    shapes = _shapes(run)
+    total = len(found.pictures) + sum(len(one.found.pictures) for one in given)
+    pictures = check_pictures(
+        run, found, store=store, reporter=reporter, verdicts=verdicts, folder=folder / "dataset",
+        shapes=shapes, share=Share(0, total),
+    )  # fmt: skip
+    taken = tuple(sorted({picture.target for picture in pictures})) or shapes
+    before, checked = len(found.pictures), []
+    for one in given:
+        theirs = check_given(
+            one, store=store, reporter=reporter, verdicts=verdicts, folder=folder / one.name,
+            shapes=taken if one.name == CLASS_IMAGES else shapes, share=Share(before, total),
+        )  # fmt: skip
+        checked.append((one, theirs))
+        before += len(one.found.pictures)
+    return _Checked(pictures, tuple(checked))
+
+
+def _shapes(run: PrepareRun) -> tuple[Shape, ...]:
+    buckets = run.preprocess.buckets
+    if buckets is None:
+        return shapes_of(run.resolution)
+    if BASE_MODELS[run.base_model.variant].family == "flux" and buckets.step % 16:
+        raise ConfigurationError(
+            f"preprocess.buckets.step: {buckets.step} must be a multiple of 16 for"
+            f" {run.base_model.variant}, which packs latents two by two; use 64"
+        )
+    return shapes_of(run.resolution, step=buckets.step, max_aspect_ratio=buckets.max_aspect_ratio)
 
 
 def _check_supported(run: PrepareRun) -> None:
@@ -100,18 +174,16 @@ def _absent(run: PrepareRun) -> dict[str, bool]:
     preprocess, captions = run.preprocess, run.captions
     return {
         f"preprocess.crop: {preprocess.crop}": preprocess.crop != "Center",
-        "preprocess.buckets": preprocess.buckets is not None,
         f"preprocess.blur: {preprocess.blur}": preprocess.blur in {"Exclude", "Fail"},
         "preprocess.watermarks": preprocess.watermarks != "Ignore",
         f"captions.mode: {captions.mode}": captions.mode not in {"None", "Files"},
         "gates": bool(run.gates),
         "extraction": run.extraction is not None,
-        "training.priorPreservation.sources": bool(run.class_sources),
     }
 
 
-def _judge(run: PrepareRun, found: Found, pictures: list[Picture], verdicts: Verdicts) -> None:
-    refused, fatal = verdicts.refused, verdicts.fatal
+def _judge(run: PrepareRun, found: Found, checked: _Checked, verdicts: Verdicts) -> None:
+    refused, fatal, pictures = verdicts.refused, verdicts.fatal, checked.pictures
     told = listed(verdicts.left_out, limit_characters=_MESSAGE_ROOM)
     if fatal:
         raise DataError(
@@ -132,6 +204,8 @@ def _judge(run: PrepareRun, found: Found, pictures: list[Picture], verdicts: Ver
     ]
     short = len(pictures) < run.preprocess.min_images
     if not short and not without:
+        for one, theirs in checked.given:
+            refuse_none(one, theirs)
         return
     what = (
         f"{_count(len(pictures), 'usable picture')} of {len(found.pictures)}, but"
@@ -157,8 +231,14 @@ def _no_pictures(run: PrepareRun, store: Store) -> DataError:
     )
 
 
-def _summary(dataset: DatasetStatus, verdicts: Verdicts) -> str:
+def _summary(dataset: DatasetStatus, checked: _Checked, verdicts: Verdicts) -> str:
     parts = [f"{_count(dataset.images, 'picture')} ready, {dataset.captioned} with a caption"]
+    shapes = len({picture.target for picture in checked.pictures})
+    if shapes > 1:
+        parts.append(f"in {shapes} shapes")
+    parts += [
+        _count(len(pictures), one.name.replace("-", " ")[:-1]) for one, pictures in checked.given
+    ]
     if verdicts.left_out:
         parts.append(f"{_count(len(verdicts.left_out), 'file')} left out")
     if verdicts.upscaled:
