@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from kubebooth_api.exitcodes import ExitCode
 
 from kubebooth_trainer import logs
-from kubebooth_trainer.convert import command
+from kubebooth_trainer.convert import command as converting
 from kubebooth_trainer.errors import ConfigurationError, InternalFault, OutOfMemory, WorkerError
+from kubebooth_trainer.vision import command as asking
 
 if TYPE_CHECKING:
     from kubebooth_api.runs import RunReport
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("kubebooth_trainer")
 _PORT = 8080
+_INTERRUPTED = 130
 _MOST_TIMEOUT_S = 3600.0
 _FIRST_STAGE = {
     "Fetch": "Fetch",
@@ -110,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         help="form of the log lines (default: text on a terminal, else json)",
     )
     run.set_defaults(converts=None)
-    command.add_to(commands)
+    converting.add_to(commands)
+    asking.add_to(commands)
     return parser
 
 
@@ -118,6 +121,13 @@ def _convert(options: argparse.Namespace) -> int:
     """The converter's commands tell a person what went wrong, and end with the same codes."""
     try:
         return int(options.converts(options))
+    except BrokenPipeError:
+        # Whoever read the output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; nothing of the target is shown", file=sys.stderr)
+        return _INTERRUPTED
     except WorkerError as error:
         print(f"{error.reason}: {error.message}", file=sys.stderr)
         return int(error.exit_code)

@@ -96,7 +96,7 @@ class Wire:
     def probe(self) -> tuple[Capabilities, Usage]:
         """Find out by two tiny requests what the server heeds, and what they cost."""
         schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
-        plain = Question('Answer with the JSON {"ok": true}.', schema=schema, max_tokens=16)
+        plain = Question("Say hello.", schema=schema, choices=("yes", "no"), max_tokens=16)
         paid, switch = Usage(), True
         for thinking_switch in (True, False):
             asked = self._asked(plain, Capabilities(True, thinking_switch, True))
