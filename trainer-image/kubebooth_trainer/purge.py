@@ -1,4 +1,4 @@
-"""Deletes what a session left in the store, and never what its user uploaded."""
+"""Deletes what a session or a conversion left in the store, and never what a user uploaded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ _OURS = ("runs", "datasets", "class-images")
 
 
 def purge(run: PurgeRun, *, store: Store, reporter: Reporter) -> str:
-    """Delete runs, snapshots and class images of one session; a second time finds nothing.
+    """Delete runs, snapshots and class images of one session, or all of one conversion.
+
+    A second time finds nothing.
 
     Gives one sentence for people. Raises `ConfigurationError`, `Preempted` and store errors.
     """
+    if run.owner == "Conversion":
+        return _purge_conversion(run, store, reporter)
     try:
         session = layout.session(run.session.namespace, run.session.name)
     except ValueError as error:
@@ -33,3 +37,13 @@ def purge(run: PurgeRun, *, store: Store, reporter: Reporter) -> str:
         _LOG.info("folder purged", extra={"folder": folder, "files": removed})
         reporter.advance("Purge", index + 1, len(_OURS), percentage=100 * (index + 1) // len(_OURS))
     return f"{gone} files deleted; uploads are kept at {store.uri_of(f'{session}/uploads')}"
+
+
+def _purge_conversion(run: PurgeRun, store: Store, reporter: Reporter) -> str:
+    try:
+        home = layout.conversion(run.session.namespace, run.session.name)
+    except ValueError as error:
+        raise ConfigurationError(f"session: {error}") from error
+    gone = store.delete_prefix(home)
+    reporter.advance("Purge", 1, 1, percentage=100)
+    return f"{gone} files of the conversion deleted; its source is kept"

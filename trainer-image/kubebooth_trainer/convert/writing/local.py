@@ -41,6 +41,7 @@ class Writing:
         self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sums")
         self._position = 0
         self._stream: Stream | None = None
+        self._sparse: dict[int, bool] = {}
 
     def write(self, layout: Layout) -> None:
         """Write all of a layout. Raises `DataError`, `StorageFault` when the disk is full."""
@@ -58,6 +59,8 @@ class Writing:
                     self._close(step)
             if self._position != layout.size:
                 raise InternalFault(f"{self._position} of {layout.size} bytes were written")
+            # A file that ends in a hole has not got its length yet.
+            os.ftruncate(self._descriptor, layout.size)
         except OSError as error:
             raise full_or(error) from error
         finally:
@@ -110,11 +113,25 @@ class Writing:
             self._position += count
             self._tell(count)
 
+    def _hole(self, source: int, start: int, length: int) -> int:
+        """Bytes of a hole of a sparse source at a position, which become a hole of the target."""
+        if source not in self._sparse:
+            status = os.fstat(source)
+            self._sparse[source] = status.st_blocks * 512 < status.st_size
+        if not self._sparse[source]:
+            return 0
+        data = _next_data(source, start)
+        return min(length, data - start) if data is not None else 0
+
     def _once(self, segment: Segment, done: int) -> int:
         source = segment.source.descriptor
         if source is None:
             raise InternalFault("a stored file was given where a local one is copied")
         start, length = segment.start + done, min(_COPY_BYTES, segment.length - done)
+        hole_bytes = self._hole(source, start, segment.length - done)
+        if hole_bytes:
+            os.lseek(self._descriptor, hole_bytes, os.SEEK_CUR)
+            return hole_bytes
         while self._ways:
             try:
                 count = self._ways[0](source, self._descriptor, start, length)
@@ -128,6 +145,14 @@ class Writing:
             return count
         data = segment.source.read(start, min(length, _READ_BYTES))
         return os.write(self._descriptor, data)
+
+
+def _next_data(source: int, start: int) -> int | None:
+    """Where data begins at or after a position of a sparse file; None where it cannot be told."""
+    try:
+        return os.lseek(source, start, os.SEEK_DATA)
+    except OSError as error:
+        return os.fstat(source).st_size if error.errno == errno.ENXIO else None
 
 
 def _copied_by_kernel(source: int, target: int, start: int, length: int) -> int:
