@@ -98,6 +98,12 @@ def _objective(row: BaseModelRow, training: Training) -> Iterator[Fault]:
             "training.minSnrGamma",
             f"flow matching has no signal-to-noise weights: remove it for {row.variant}",
         )
+    if training.offset_noise > 0 and flow:
+        yield Fault(
+            "training.offsetNoise",
+            "it mends schedules that never reach pure noise, and flow matching starts from it:"
+            f" remove it for {row.variant}",
+        )
     if training.timestep_sampling == "FluxShift" and not flow:
         yield Fault(
             "training.timestepSampling",

@@ -42,6 +42,7 @@ def test_the_defaults_of_every_variant_and_method_go_together(variant: str, meth
         ("flux-dev", {"mixedPrecision": "Fp16"}, "training.mixedPrecision"),
         ("sd15", {"zeroTerminalSnr": True}, "training.zeroTerminalSnr"),
         ("flux-dev", {"minSnrGamma": 5.0}, "training.minSnrGamma"),
+        ("flux-dev", {"offsetNoise": 0.1}, "training.offsetNoise"),
         ("sdxl", {"timestepSampling": "FluxShift"}, "training.timestepSampling"),
         ("sd15", {"guidance": 3.5}, "training.guidance"),
         ("sd15", {"ema": {}, "denoiser": {"steps": 0}}, "training.ema"),

@@ -7,7 +7,7 @@ from kubebooth_api.v1alpha1.session import Output
 from kubebooth_api.v1alpha1.training import Checkpoints, Training
 from kubebooth_trainer.errors import ConfigurationError
 from kubebooth_trainer.train.device import place
-from kubebooth_trainer.train.refusals import family_of, refuse_unsupported
+from kubebooth_trainer.train.refusals import FAMILIES, family_of, refuse_unsupported
 
 DIGEST = "sha256:" + "0" * 64
 THING = Artifact(name="x", uri="file:///x", digest=DIGEST, size=0)
@@ -64,10 +64,30 @@ def test_the_defaults_are_not_refused():
     assert callable(family_of(run))
 
 
-@pytest.mark.parametrize("variant", ["flux-dev"])
-def test_a_family_that_is_not_here_yet_is_refused_by_name(variant: str):
-    with pytest.raises(ConfigurationError, match=rf"variant {variant} .* sd15"):
-        family_of(run_of({}, variant=variant))
+def test_a_family_that_is_not_here_is_refused_by_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(FAMILIES, "flux")
+    with pytest.raises(ConfigurationError, match=r"variant flux-dev .* sd15"):
+        family_of(run_of({}, variant="flux-dev"))
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"minSnrGamma": 5.0}, r"training\.minSnrGamma .* remove it for flux-dev"),
+        ({"offsetNoise": 0.1}, r"training\.offsetNoise .* remove it for flux-dev"),
+        ({"mixedPrecision": "Fp16"}, r"training\.mixedPrecision Fp16"),
+        ({"zeroTerminalSnr": True}, r"training\.zeroTerminalSnr"),
+    ],
+)
+def test_what_flow_matching_does_not_know_is_refused(training: dict[str, Any], said: str):
+    with pytest.raises(ConfigurationError, match=said):
+        refuse_unsupported(run_of(training, variant="flux-dev"))
+
+
+def test_flux_takes_its_guidance_and_its_sampling():
+    run = run_of({"guidance": 3.5, "timestepSampling": "FluxShift"}, variant="flux-dev")
+    refuse_unsupported(run)
+    assert callable(family_of(run))
 
 
 def test_more_artifacts_than_a_report_holds_are_refused():

@@ -113,7 +113,7 @@ class Model(Protocol):
         `timesteps` come from the method of that name."""
 
     def save_memory(self, on: bool) -> None:
-        """Turn gradient checkpointing of the denoiser on or off."""
+        """Turn gradient checkpointing of the parts on or off."""
 
     def training_bytes(self, parts: Sequence[Part], *, batch: int, size: tuple[int, int]) -> int:
         """Estimated memory of one update without gradient checkpointing, in bytes; `size` is

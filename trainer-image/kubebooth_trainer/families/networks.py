@@ -5,7 +5,7 @@ It must not know what a network is for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,17 @@ from kubebooth_trainer.families.files import WeightFiles, read_json, weight_file
 
 Rename = Callable[[str], str | None]
 """Name in the file → name in the network, or None for what the network does not keep."""
+RECOMPUTE = (
+    "enable_gradient_checkpointing",
+    "activation_checkpointing_enable",
+    "gradient_checkpointing_enable",
+)
+KEEP = (
+    "disable_gradient_checkpointing",
+    "activation_checkpointing_disable",
+    "gradient_checkpointing_disable",
+)
+"""What Diffusers, Transformers and older Transformers call it."""
 
 
 def _same(key: str) -> str:
@@ -44,6 +55,13 @@ def computing(placement: Placement) -> AbstractContextManager[Any]:
     if placement.autocast is None:
         return nullcontext()
     return torch.autocast(placement.device.type, dtype=placement.autocast)
+
+
+def recompute(networks: Iterable[nn.Module], *, on: bool) -> None:
+    """Turn gradient checkpointing on or off, in networks of Diffusers and of Transformers."""
+    for network in networks:
+        names = RECOMPUTE if on else KEEP
+        getattr(network, next(name for name in names if hasattr(network, name)))()
 
 
 def load_network(

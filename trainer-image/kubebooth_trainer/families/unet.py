@@ -101,13 +101,6 @@ class UNet:
             )[0]
         return said
 
-    def save_memory(self, on: bool) -> None:
-        """Turn gradient checkpointing on or off."""
-        if on:
-            self.module.enable_gradient_checkpointing()
-        else:
-            self.module.disable_gradient_checkpointing()
-
     def reset(self) -> None:
         """Put the weights of the files back."""
         networks.refill(self.module, weight_files(self._folder, "unet"))

@@ -9,11 +9,11 @@ from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.runs import TrainRun
 
 from kubebooth_trainer.errors import ConfigurationError, DataError
-from kubebooth_trainer.families import recognition, sd, sdxl
+from kubebooth_trainer.families import flux, recognition, sd, sdxl
 from kubebooth_trainer.families.door import Load
 from kubebooth_trainer.families.files import read_json
 
-FAMILIES: dict[str, Load] = {"sd": sd.load, "sdxl": sdxl.load}
+FAMILIES: dict[str, Load] = {"sd": sd.load, "sdxl": sdxl.load, "flux": flux.load}
 MOST_ARTIFACTS = 4
 """A report has room for so many."""
 
@@ -51,11 +51,33 @@ def refuse_unsupported(run: TrainRun) -> None:
     for field, present in _absent(run).items():
         if present:
             raise ConfigurationError(f"{field} is not in this version; remove it")
+    if BASE_MODELS[run.variant].prediction_type == "flow":
+        _refuse_for_flow(run)
+    else:
+        _refuse_for_diffusion(run)
+    _refuse_contradictions(run)
+
+
+def _refuse_for_flow(run: TrainRun) -> None:
+    training = run.training
+    if training.min_snr_gamma is not None:
+        raise ConfigurationError(
+            "training.minSnrGamma weighs signal against noise, for which flow matching has no such"
+            f" weights; remove it for {run.variant}"
+        )
+    if training.offset_noise > 0:
+        raise ConfigurationError(
+            "training.offsetNoise mends schedules that never reach pure noise, and flow matching"
+            f" starts from it; remove it for {run.variant}"
+        )
+
+
+def _refuse_for_diffusion(run: TrainRun) -> None:
+    training = run.training
     if training.timestep_sampling == "FluxShift":
         raise _no("timestepSampling", "FluxShift", f"{run.variant} takes Uniform or LogitNormal")
     if training.guidance != 1.0:
         raise _no("guidance", str(training.guidance), "only Flux reads it: remove it")
-    _refuse_contradictions(run)
 
 
 def _absent(run: TrainRun) -> dict[str, bool]:

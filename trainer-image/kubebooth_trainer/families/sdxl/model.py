@@ -118,8 +118,8 @@ class SdxlModel:
         )
 
     def save_memory(self, on: bool) -> None:
-        """Turn gradient checkpointing of the denoiser on or off."""
-        self._unet.save_memory(on)
+        """Turn gradient checkpointing of the parts on or off."""
+        networks.recompute(self.parts.values(), on=on)
 
     def training_bytes(self, parts: Sequence[Part], *, batch: int, size: tuple[int, int]) -> int:
         """Estimated memory of one update without gradient checkpointing, in bytes.
