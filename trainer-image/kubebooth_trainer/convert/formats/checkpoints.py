@@ -296,13 +296,13 @@ def _placed(name: str, tensor: StoredTensor, records: Mapping[str, Segment]) -> 
     if record.length < (storage.first + values) * width:
         raise BadPickle(f"the record of {name[:80]!r} is shorter than described")
     start = record.start + (storage.first + tensor.offset) * width
+    if 0 in tensor.shape:
+        return Tensor(storage.dtype, tensor.shape, ())
     count = 1
     for edge in tensor.shape:
         count *= edge
         if count > values:
             raise BadPickle(f"the tensor {name[:80]!r} is larger than its storage")
-    if 0 in tensor.shape:
-        return Tensor(storage.dtype, tensor.shape, ())
     reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
     if tensor.offset + reach > values:
         raise BadPickle(f"the tensor {name[:80]!r} reaches out of its storage")

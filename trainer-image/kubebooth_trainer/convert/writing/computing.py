@@ -113,9 +113,10 @@ def cast(array: Any, source: str, target: str) -> Any:
         raise ConfigurationError(f"{source} cannot be written as {target}; keep its precision")
     with np.errstate(over="ignore", invalid="ignore"):
         values = _as_float(array, source)
-        if target != "BF16":
-            return values.astype(_PLAIN[target])
-        return _to_bfloat16(values.astype("<f4"))
+        if target in {"F16", "BF16"}:
+            # Through float32, as torch does: twice rounded where the source is float64.
+            values = values.astype("<f4")
+        return _to_bfloat16(values) if target == "BF16" else values.astype(_PLAIN[target])
 
 
 def _as_float(array: Any, dtype: str) -> Any:

@@ -46,7 +46,10 @@ def staged(target: Path, *, is_folder: bool, size: int, overwrite: bool) -> Iter
         )
     place = target.parent / f".{target.name}{_MARK}{uuid.uuid4().hex[:12]}"
     try:
-        place.mkdir(mode=0o755) if is_folder else place.touch(mode=0o644)
+        if is_folder:
+            _make_folder(place)
+        else:
+            place.touch(mode=0o644)
         lock = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _unwritable(target, error) from error
@@ -129,7 +132,7 @@ def sync(folder: Path) -> None:
 @contextlib.contextmanager
 def created(path: Path, *, durable: bool) -> Iterator[int]:
     """A descriptor of a new file, readable by all; its bytes are durable when the block ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         os.fchmod(descriptor, 0o644)
@@ -138,6 +141,15 @@ def created(path: Path, *, durable: bool) -> Iterator[int]:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder that all may read, whatever the process's mask is."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
 
 
 def _sweep(target: Path) -> None:
