@@ -43,6 +43,11 @@ say "installing Python packages into .venv (about 6 GB with the default torch; 1
 "$uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt \
   "${torch_options[@]}" --compile-bytecode --editable '.[dev]' ||
   fail "the packages could not be installed: see the message above; TORCH=cpu needs the internet, TORCH=default only the package registry"
+# Judges of the converter's tests. Their own requirements would pull in another torch, and they need
+# none of them for what they judge.
+"$uv" pip install --quiet --python .venv/bin/python --compile-bytecode --no-deps \
+  stable-diffusion-sdkit==2.1.5 open_clip_torch==3.3.0 ||
+  fail "the converter's judges could not be installed: see the message above"
 printf '%s' "$wanted" >"$STAMP"
 
 if ! command -v bwrap >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
