@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from kubebooth_api.catalog import BASE_MODELS
 from kubebooth_api.runs import RUN, FetchRun, RunReport, token_variable
 from kubebooth_api.v1alpha1.common import SecretKeyRef
 from kubebooth_store import Store, fetch, open_store, read_manifest
+from kubebooth_trainer.__main__ import main
 from kubebooth_trainer.errors import ConfigurationError, DataError, Preempted
 from kubebooth_trainer.fetch import FetchOutcome, fetch_model
 from kubebooth_trainer.fetch.network import Network, Unreachable
 from kubebooth_trainer.reporter import Reporter
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.integration.fetch.hub import REPO, REVISION, Hub
+from tests.tiny.models import build, write_model
 
 TOKEN = "hf_secret_of_mine"
 REF = {"name": "hub", "key": "token"}
@@ -374,3 +378,45 @@ def test_the_worker_fetches_and_reports_where_the_model_stands(hub: Hub, tmp_pat
     assert told.kind == "Fetch"
     assert told.base_model is not None
     assert read_manifest(open_store(store), told.base_model.uri.removeprefix(f"{store}/"))
+
+
+def test_a_single_file_becomes_a_layout_where_one_is_asked_for(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    # A single file knows no heads and no vocabulary: those of the real model are assumed.
+    before = build("sd15")
+    text = CLIPTextConfig(
+        vocab_size=49408, hidden_size=64, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=1, projection_dim=64,
+    )  # fmt: skip
+    before.text_encoder = CLIPTextModel(text)
+    unet = {**before.unet.config, "cross_attention_dim": 64}
+    before.unet = UNet2DConditionModel.from_config(unet)
+    before.save_pretrained(tmp_path / "base")
+    single = tmp_path / "single.ckpt"
+    assert main(["convert", str(tmp_path / "base"), str(single), "--to", "ckpt"]) == 0
+    hub.files["single.ckpt"] = single.read_bytes()
+    href = f"{hub.content}/content/single.ckpt"
+    run = asked(hub, source={"url": {"href": href}}, layout="Diffusers", variant="sd15")
+    outcome = bring(run, store, tmp_path)
+    assert outcome.model.format == "Diffusers"
+    assert outcome.detected is not None
+    assert outcome.detected.variant == "sd15"
+    fetch(store, store.key_of(outcome.model.uri), tmp_path / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    for name, weight in before.unet.state_dict().items():
+        assert pipeline.unet.state_dict()[name].equal(weight)
+
+
+def test_a_single_file_of_another_variant_is_refused_with_the_evidence(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "base", "sd15")
+    single = tmp_path / "single.safetensors"
+    assert main(["convert", str(tmp_path / "base"), str(single), "--to", "safetensors"]) == 0
+    hub.files["x"] = single.read_bytes()
+    href = f"{hub.content}/content/x"
+    run = asked(hub, source={"url": {"href": href}}, layout="Diffusers", variant="sdxl")
+    with pytest.raises((DataError, ConfigurationError), match="sdxl"):
+        bring(run, store, tmp_path)
+    assert [e for e in store.list("models") if e.key.endswith("manifest.json")] == []

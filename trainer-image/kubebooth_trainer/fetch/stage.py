@@ -79,6 +79,7 @@ def fetch_model(
     """
     prefix = layout.fetched_model(identity(run))
     manifest = read_manifest(store, prefix)
+    detected = None
     if manifest is None:
         folder = workdir / "fetch"
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,7 @@ def fetch_model(
             manifest = fetching.from_url(run.source.url)
         else:
             raise ConfigurationError("run.source: only huggingFace and url are fetched")
+        detected = fetching.detected
         shutil.rmtree(folder, ignore_errors=True)
     else:
         _LOG.info("the model is in the store already", extra={"uri": store.uri_of(prefix)})
@@ -101,7 +103,7 @@ def fetch_model(
         format=single_file.form_of(manifest),
     )
     return FetchOutcome(
-        model, None, f"the model is in the store: {manifest.size_bytes / MIB:.1f} MiB"
+        model, detected, f"the model is in the store: {manifest.size_bytes / MIB:.1f} MiB"
     )
 
 
@@ -117,6 +119,7 @@ class _Fetching:
     network: Network
     done_bytes: int = 0
     total_bytes: int = 0
+    detected: Detected | None = None
 
     def from_hub(self, source: HuggingFaceSource) -> Manifest:
         """A Diffusers layout or a single file of a repository."""
@@ -143,9 +146,15 @@ class _Fetching:
     def _single(self, wanted: Wanted, token: str | None, facts: Mapping[str, Any]) -> Manifest:
         self.total_bytes = wanted.size or 0
         path = self.folder / "model"
-        if not path.exists():
-            self._download(wanted, path, token)
+        self._download(wanted, path, token)
         name = single_file.name_of(path)
+        if self.run.layout == "Diffusers":
+            named = path.rename(self.folder / name)
+            manifest, self.detected = single_file.to_layout(
+                named, self.store, self.prefix, variant=self.run.variant, reporter=self.reporter
+            )
+            named.unlink()
+            return manifest
         sent = {name: self.store.upload(path, f"{self.prefix}/{name}")}
         path.unlink()
         return self._publish(sent, facts)
