@@ -155,13 +155,13 @@ def _rows(reply: Reply, source: HuggingFaceSource) -> list[dict[str, Any]]:
         rows = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"repository {source.repo}: the hub's listing is no JSON; is fetch.hub the address of"
+            f"repository {source.repo}: the hub's listing is no JSON; is hub.endpoint the address of"
             " a hub?",
             reason="SourceInvalid",
         ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(
-            f"repository {source.repo}: the hub's listing is no list of files; is fetch.hub the"
+            f"repository {source.repo}: the hub's listing is no list of files; is hub.endpoint the"
             " address of a hub?",
             reason="SourceInvalid",
         )

@@ -145,7 +145,7 @@ class Network:
             if not mapped.is_global and not self.allow_private:
                 raise ConfigurationError(
                     f"{host} is {address}, an address of a private network; allow them in the"
-                    " installation (fetch.allowPrivateAddresses), or use a public address",
+                    " installation (hub.allowPrivateAddresses), or use a public address",
                     reason="AddressRefused",
                 )
         return addresses[0]
