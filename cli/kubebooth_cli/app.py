@@ -112,7 +112,10 @@ def status(
     ] = False,
     form: Annotated[Format, typer.Option("--output", "-o", help="text or json.")] = Format.TEXT,
 ) -> None:
-    """Show all sessions in a table, or one of them in full."""
+    """Show all sessions and conversions in a table, or one of them in full.
+
+    A conversion is named mconv/NAME, here and in every command that takes a session.
+    """
     cluster, now = connect(where), datetime.now(UTC)
     if name is not None:
         found = cluster.session(name)
@@ -122,14 +125,16 @@ def status(
         out.print(detail(read(found), now))
         return
     items = cluster.sessions(everywhere=everywhere)
+    conversions = cluster.conversions(everywhere=everywhere)
     if form is Format.JSON:
-        out.out(json.dumps({"items": items}, indent=2))
+        out.out(json.dumps({"items": items, "conversions": conversions}, indent=2))
         return
-    if not items:
+    if not items and not conversions:
         place = "the cluster" if everywhere else f"namespace {cluster.namespace}"
         err.print(f"no sessions in {place}; apply one: kubectl apply -f session.yaml")
         return
-    out.print(table([read(item) for item in items], now, namespaces=everywhere))
+    shown = [read(item) for item in (*items, *conversions)]
+    out.print(table(shown, now, namespaces=everywhere))
 
 
 @app.command()
@@ -207,14 +212,14 @@ def fetch(
         str | None, typer.Option("--artifact", metavar="NAME", help="By default diffusers.")
     ] = None,
 ) -> None:
-    """Download a trained model.
+    """Download a trained model, one of its exports, or what mconv/NAME made.
 
     Every file is verified by its digest. A folder with other content is left as it is.
     """
     cluster = connect(where)
     session = read(cluster.session(name))
     chosen = downloading.artifact_of(session, artifact)
-    folder = output or Path(f"{name}-{chosen.name}")
+    folder = output or Path(f"{session.own_name}-{chosen.name}")
     with (
         opened(cluster, session.raw.get("spec"), flags, where) as store,
         transfer(f"fetching {chosen.name}", chosen.size) as tell,

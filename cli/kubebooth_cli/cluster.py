@@ -22,6 +22,8 @@ Object = Mapping[str, Any]
 
 GROUP = "kubebooth.io"
 SESSIONS = "dreamboothsessions"
+CONVERSIONS = "modelconversions"
+_ALIASES = {"mconv", "modelconversion", CONVERSIONS}
 _TIMEOUT_S = (5.0, 30.0)
 _PAUSES_S = (0.5, 1.0, 2.0)
 _LATER = {429, 503}
@@ -73,28 +75,43 @@ class Cluster:
             yield rest.decode(errors="replace")
 
     def session(self, name: str) -> dict[str, Any]:
-        """One session. Raises `CliError` that names alike ones."""
+        """One session, or one conversion by `mconv/NAME`. Raises `CliError` that names alike
+        ones."""
         found = self.find_session(name)
         if found is not None:
             return found
-        names = [item["metadata"]["name"] for item in self.sessions()]
+        plural, plain = _parted(name)
+        what = "session" if plural == SESSIONS else "conversion"
+        there = self.sessions() if plural == SESSIONS else self.conversions()
+        names = [item["metadata"]["name"] for item in there]
         where = f"in namespace {self.namespace}"
         if not names:
             raise CliError(
-                f"there is no session {name!r} {where}, nor any other",
-                "apply one (kubectl apply -f session.yaml), or name its namespace with -n",
+                f"there is no {what} {plain!r} {where}, nor any other",
+                f"apply one (kubectl apply -f {what}.yaml), or name its namespace with -n",
             )
         raise CliError(
-            f"there is no session {name!r} {where}",
-            near(name, names) or f"sessions there: {', '.join(sorted(names)[:8])}",
+            f"there is no {what} {plain!r} {where}",
+            near(plain, names) or f"{what}s there: {', '.join(sorted(names)[:8])}",
         )
 
     def find_session(self, name: str) -> dict[str, Any] | None:
-        """One session, or None where there is none yet."""
+        """One session or `mconv/NAME`, or None where there is none yet."""
         try:
-            return self.get(self.path(SESSIONS, name))
+            return self.get(self.path(*_parted(name)))
         except NotFound:
             return None
+
+    def conversions(self, *, everywhere: bool = False) -> list[dict[str, Any]]:
+        """All conversions of the namespace or of the cluster; none where the kind is unknown or
+        may not be read."""
+        path = f"/apis/{GROUP}/v1alpha1/{CONVERSIONS}" if everywhere else self.path(CONVERSIONS)
+        try:
+            items: list[dict[str, Any]] = self.get(path)["items"]
+        except CliError:
+            return []
+        named = [{"kind": "ModelConversion", **item} for item in items]
+        return sorted(named, key=lambda o: (o["metadata"]["namespace"], o["metadata"]["name"]))
 
     def sessions(self, *, everywhere: bool = False) -> list[dict[str, Any]]:
         """All sessions of the namespace or of the cluster, by namespace and name."""
@@ -110,7 +127,8 @@ class Cluster:
 
     def path(self, plural: str, name: str = "", *, namespace: str = "") -> str:
         """URL path of a collection or object in a namespace; `plural` of ours or of the core."""
-        root = f"/apis/{GROUP}/v1alpha1" if plural == SESSIONS else "/api/v1"
+        ours = plural in {SESSIONS, CONVERSIONS}
+        root = f"/apis/{GROUP}/v1alpha1" if ours else "/api/v1"
         where = f"{root}/namespaces/{quote(namespace or self.namespace, safe='')}/{plural}"
         return f"{where}/{quote(name, safe='')}" if name else where
 
@@ -206,6 +224,12 @@ def connect(where: Where) -> Cluster:
     context = named.get(where.context, active) if where.context else active
     namespace = where.namespace or context.get("context", {}).get("namespace") or "default"
     return Cluster(client.ApiClient(configuration), namespace)
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """Plural and plain name: `mconv/NAME` is a conversion, anything else a session."""
+    kind, slash, plain = name.partition("/")
+    return (CONVERSIONS, plain) if slash and kind.lower() in _ALIASES else (SESSIONS, name)
 
 
 def _in_cluster(client: Any, config: Any, where: Where) -> Cluster | None:

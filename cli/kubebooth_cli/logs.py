@@ -9,7 +9,7 @@ from typing import Any
 from kubebooth_cli.cluster import Cluster
 from kubebooth_cli.errors import CliError
 
-_LABEL = "kubebooth.io/session"
+_LABELS = {"session": "kubebooth.io/session", "mconv": "kubebooth.io/conversion"}
 
 
 def newest_pod(cluster: Cluster, session: str) -> str:
@@ -17,10 +17,12 @@ def newest_pod(cluster: Cluster, session: str) -> str:
 
     Raises `CliError` that says why when there is none.
     """
+    kind, slash, own = session.partition("/")
+    label = _LABELS["mconv" if slash else "session"]
     listed = cluster.get(
-        cluster.path("pods"), labelSelector=f"app.kubernetes.io/managed-by=kubebooth,{_LABEL}"
+        cluster.path("pods"), labelSelector=f"app.kubernetes.io/managed-by=kubebooth,{label}"
     )
-    pods = [pod for pod in listed["items"] if _belongs(pod, session)]
+    pods = [pod for pod in listed["items"] if _belongs(pod, label, own if slash else kind)]
     if not pods:
         raise CliError(
             f"{session} has no worker pod now",
@@ -61,10 +63,10 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _belongs(pod: Mapping[str, Any], session: str) -> bool:
-    label = str(pod["metadata"]["labels"][_LABEL])
+def _belongs(pod: Mapping[str, Any], label: str, owner: str) -> bool:
+    value = str(pod["metadata"]["labels"][label])
     # Names that are too long for a label are cut there and end in a digest.
-    return label == session or (len(session) > 63 and label.startswith(session[:50].rstrip(".-")))
+    return value == owner or (len(owner) > 63 and value.startswith(owner[:50].rstrip(".-")))
 
 
 def _has_started(pod: Mapping[str, Any]) -> bool:

@@ -39,9 +39,10 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Session:
-    """One DreamboothSession as last seen."""
+    """One DreamboothSession, or a ModelConversion seen the same way, as last seen."""
 
     name: str
+    """How commands name it: `NAME`, or `mconv/NAME`."""
     namespace: str
     phase: str
     message: str
@@ -54,6 +55,16 @@ class Session:
     """The stages this session passes, in order."""
     raw: Mapping[str, Any] = field(repr=False)
     """The whole object."""
+
+    @property
+    def own_name(self) -> str:
+        """The object's name without its kind."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def is_conversion(self) -> bool:
+        """Whether it is a ModelConversion."""
+        return "/" in self.name
 
     @property
     def status(self) -> Mapping[str, Any]:
@@ -76,22 +87,24 @@ class Session:
 
 def read(raw: Mapping[str, Any]) -> Session:
     """A session of a custom resource; absent fields are as if not yet known."""
+    conversion = raw.get("kind") == "ModelConversion"
     metadata, status = _mapping(raw.get("metadata")), _mapping(raw.get("status"))
+    spec = _mapping(raw.get("spec"))
     conditions = {
         str(condition.get("type")): condition
         for condition in status.get("conditions") or ()
         if isinstance(condition, Mapping)
     }
     return Session(
-        name=str(metadata.get("name", "")),
+        name=f"{'mconv/' if conversion else ''}{metadata.get('name', '')}",
         namespace=str(metadata.get("namespace", "")),
         phase=str(status.get("phase") or "Waiting"),
         message=str(status.get("message") or "the operator has not looked at it yet"),
         current=status.get("observedGeneration") == metadata.get("generation"),
         conditions=conditions,
         progress=_progress(_mapping(status.get("progress"))),
-        artifacts=tuple(_artifact(item) for item in status.get("artifacts") or ()),
-        stages=_stages(_mapping(raw.get("spec"))),
+        artifacts=tuple(_artifact(item) for item in _published(status)),
+        stages=_steps(spec) if conversion else _stages(spec),
         raw=raw,
     )
 
@@ -129,6 +142,17 @@ def _artifact(raw: Mapping[str, Any]) -> Artifact:
         size=int(raw.get("size") or 0),
         format=str(raw.get("format") or ""),
     )
+
+
+def _published(status: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    one = status.get("artifact")
+    return (one,) if isinstance(one, Mapping) else tuple(status.get("artifacts") or ())
+
+
+def _steps(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages of a conversion."""
+    source = _mapping(spec.get("source"))
+    return ("Fetch", "Convert") if source.get("huggingFace") or source.get("url") else ("Convert",)
 
 
 def _stages(spec: Mapping[str, Any]) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def reading(progress: Progress) -> str:
     """`Denoiser 240/600 · loss 0.083 · 3.1 pictures/s · 1m40s left`, as far as known."""
     parts = [words(progress.stage)]
     if progress.total:
-        parts[0] += f" {progress.step}/{progress.total}"
+        parts[0] += f" {_units(progress)}"
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
     if progress.images_per_second is not None:
@@ -48,6 +48,15 @@ def reading(progress: Progress) -> str:
     if progress.remaining_s is not None:
         parts.append(f"{duration(progress.remaining_s)} left")
     return " · ".join(parts)
+
+
+def _units(progress: Progress) -> str:
+    """A fetch counts in MiB, a conversion in bytes, everything else in things."""
+    if progress.stage == "Fetch":
+        return f"{progress.step}/{progress.total} MiB"
+    if progress.stage == "Convert":
+        return f"{size(progress.step)} of {size(progress.total)}"
+    return f"{progress.step}/{progress.total}"
 
 
 def table(sessions: Iterable[Session], now: datetime, *, namespaces: bool) -> Table:

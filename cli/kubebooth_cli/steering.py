@@ -6,7 +6,7 @@ import secrets
 import time
 from datetime import UTC, datetime
 
-from kubebooth_cli.cluster import SESSIONS, Cluster
+from kubebooth_cli.cluster import CONVERSIONS, SESSIONS, Cluster
 from kubebooth_cli.errors import CliError
 from kubebooth_cli.session import Session, read
 
@@ -34,7 +34,7 @@ def retry(cluster: Cluster, session: Session) -> str:
             cure = f"its spec must change first: {session.message}"
         raise CliError(f"{session.name} has not failed, so there is nothing to retry", cure)
     token = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    path = cluster.path(SESSIONS, session.name)
+    path = _path(cluster, session)
     cluster.merge(path, {"metadata": {"annotations": {RETRY_ANNOTATION: token}}})
     deadline = time.monotonic() + _TAKEN_UP_S
     while time.monotonic() < deadline:
@@ -47,11 +47,15 @@ def retry(cluster: Cluster, session: Session) -> str:
     )
 
 
+def _path(cluster: Cluster, session: Session) -> str:
+    return cluster.path(CONVERSIONS if session.is_conversion else SESSIONS, session.own_name)
+
+
 def _set_suspend(cluster: Cluster, session: Session, *, wanted: bool) -> str:
     spec = session.raw.get("spec") or {}
     if bool(spec.get("suspend")) is wanted:
         return f"{session.name} {'is suspended already' if wanted else 'is not suspended'}"
-    cluster.merge(cluster.path(SESSIONS, session.name), {"spec": {"suspend": wanted}})
+    cluster.merge(_path(cluster, session), {"spec": {"suspend": wanted}})
     if wanted:
         return (
             f"{session.name} is being suspended: its worker saves a checkpoint and ends;"

@@ -151,13 +151,15 @@ def progress_text(progress: Progress | None, situation: Situation) -> str | None
 
 
 def _units(progress: Progress) -> str:
-    """`3/20`, or bytes in readable units where a worker counts them."""
-    if progress.stage not in {FETCH, CONVERT} or progress.total_steps < 10_000:
+    """`3/20`, or bytes in readable units: a fetch counts in MiB, a conversion in bytes."""
+    if progress.stage == FETCH:
+        return f"{progress.step}/{progress.total_steps} MiB"
+    if progress.stage != CONVERT:
         return f"{progress.step}/{progress.total_steps}"
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if progress.total_steps >= size:
             return f"{progress.step / size:.1f}/{progress.total_steps / size:.1f} {unit}"
-    return f"{progress.step}/{progress.total_steps}"
+    return f"{progress.step}/{progress.total_steps} B"
 
 
 def _duration(seconds: int) -> str:

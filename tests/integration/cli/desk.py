@@ -18,6 +18,7 @@ from kubebooth_cluster.weed import Weed
 from kubebooth_store import Store, open_store
 
 SESSIONS = "/apis/kubebooth.io/v1alpha1/namespaces/{}/dreamboothsessions"
+CONVERSIONS = SESSIONS.replace("dreamboothsessions", "modelconversions")
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,30 @@ class Desk:
             },
         )
 
+    def convert(self, name: str, **spec: Any) -> None:
+        """Create a conversion."""
+        self.plane.api.post(
+            CONVERSIONS.format(self.namespace),
+            {
+                "apiVersion": "kubebooth.io/v1alpha1",
+                "kind": "ModelConversion",
+                "metadata": {"name": name},
+                "spec": {
+                    "source": {"store": {"key": "models/base"}},
+                    "target": {"format": "Safetensors"},
+                    **spec,
+                },
+            },
+        )
+
     def session(self, name: str) -> Any:
-        """The session as it is."""
-        return self.plane.api.get(f"{SESSIONS.format(self.namespace)}/{name}")
+        """The session, or the conversion `mconv/NAME`, as it is."""
+        return self.plane.api.get(self._path(name))
+
+    def _path(self, name: str) -> str:
+        conversion = name.startswith("mconv/")
+        collection = (CONVERSIONS if conversion else SESSIONS).format(self.namespace)
+        return f"{collection}/{name.removeprefix('mconv/')}"
 
     def say(self, name: str, *true: str, **status: Any) -> None:
         """Write a status as the operator would, for the current spec; `true` conditions hold."""
@@ -115,7 +137,7 @@ class Desk:
             for kind in ("Ready", "Stalled", "Complete", "Failed", "DatasetReady", "Suspended")
         ]
         self.plane.api.merge(
-            f"{SESSIONS.format(self.namespace)}/{name}/status",
+            f"{self._path(name)}/status",
             {"status": {"observedGeneration": generation, "conditions": conditions, **status}},
         )
 

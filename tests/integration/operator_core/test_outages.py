@@ -217,6 +217,11 @@ RULES: list[dict[str, list[str]]] = [
     },
     {
         "apiGroups": ["kubebooth.io"],
+        "resources": ["modelconversions"],
+        "verbs": ["create", "delete"],
+    },
+    {
+        "apiGroups": ["kubebooth.io"],
         "resources": [f"{SESSIONS}/status", "modelconversions/status", "webuiinstances/status"],
         "verbs": ["patch"],
     },
