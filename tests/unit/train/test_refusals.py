@@ -30,10 +30,14 @@ def run_of(training: dict[str, Any], **more: Any) -> TrainRun:
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        ({"method": "LoRA"}, r"training\.method LoRA"),
-        ({"optimizer": "AdamW8bit"}, r"training\.optimizer AdamW8bit .* use AdamW"),
-        ({"optimizer": "Adafactor"}, r"training\.optimizer Adafactor"),
-        ({"optimizer": "Prodigy"}, r"training\.optimizer Prodigy"),
+        (
+            {"method": "LoRA", "lora": {"targets": ["Convolution"]}},
+            r"training\.lora\.targets Convolution: the text encoder",
+        ),
+        (
+            {"optimizer": "Prodigy", "textEncoder": {"mode": "Joint"}},
+            r"training\.optimizer Prodigy has one learning rate.*textEncoder and denoiser alike",
+        ),
         ({"conceptStage": {"sources": [{"store": {"key": "x"}}]}}, r"training\.conceptStage"),
         ({"validation": {}, "denoiser": {"steps": 0}}, r"training\.validation"),
         ({"compile": True}, r"training\.compile"),

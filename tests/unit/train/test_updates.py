@@ -5,6 +5,7 @@ from kubebooth_trainer.errors import ConfigurationError
 from kubebooth_trainer.families.door import Placement
 from kubebooth_trainer.train.stages import plan_stages
 from kubebooth_trainer.train.updates import Updates
+from kubebooth_trainer.train.weights import OwnWeights
 
 CPU = Placement(torch.device("cpu"), None)
 HALF = Placement(torch.device("cpu"), torch.float16)
@@ -25,7 +26,7 @@ def updates_of(net: Net, placement: Placement = CPU, **more: object) -> Updates:
     settings = {"textEncoder": {"steps": 0}, "denoiser": {"steps": 50, "learningRate": 0.01}}
     training = Training.parse({**settings, **more})
     (stage,) = plan_stages(training)
-    return Updates(net, stage, training=training, placement=placement)
+    return Updates(OwnWeights(net), stage, training=training, placement=placement)
 
 
 def backward_of(net: Net):
@@ -49,7 +50,9 @@ def test_only_the_parts_of_the_stage_are_trained():
 def test_an_update_is_that_of_adamw_with_clipped_gradients():
     net, peer = Net(), Net()
     ours = updates_of(net, maxGradNorm=0.5, weightDecay=0.1)
-    theirs = torch.optim.AdamW(peer.parts["denoiser"].parameters(), lr=0.01, weight_decay=0.1)
+    theirs = torch.optim.AdamW(
+        peer.parts["denoiser"].parameters(), lr=0.01, weight_decay=0.1, fused=True
+    )
     for step in range(5):
         ours.apply(step, backward_of(net))
         theirs.param_groups[0]["lr"] = 0.01 * (1 - step / 50)

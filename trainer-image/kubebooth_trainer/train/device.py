@@ -9,7 +9,7 @@ from kubebooth_api.v1alpha1.training import Training
 
 from kubebooth_trainer.errors import ConfigurationError
 from kubebooth_trainer.families.door import Model, Placement
-from kubebooth_trainer.train.stages import Part, Stage
+from kubebooth_trainer.train.stages import Part, Stage, trained_parts
 
 SHARE_OF_FREE_MEMORY = 0.85
 """What the estimate may take of the free memory before time is traded for memory."""
@@ -55,7 +55,9 @@ def choose_memory(
     `cuda-bf16-checkpointing`.
     """
     samples = training.batch_size * (2 if training.prior_preservation else 1)
-    parts: tuple[Part, ...] = tuple(dict.fromkeys(p for stage in stages for p in stage.parts))
+    # Under a low-rank update the model's own weights have neither gradients nor moments.
+    whole = training.method != "LoRA"
+    parts: tuple[Part, ...] = tuple(trained_parts(stages)) if whole else ()
     need = model.training_bytes(parts, batch=samples, size=(resolution, resolution))
     short = need > SHARE_OF_FREE_MEMORY * _free_bytes(placement.device)
     on = {"On": True, "Off": False, "Auto": short}[training.gradient_checkpointing]

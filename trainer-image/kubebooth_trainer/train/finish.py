@@ -43,11 +43,18 @@ def finish(bench: Bench, updates: Updates) -> tuple[tuple[Artifact, ...], str]:
     painted = already_published(bench.store, prefix, having=BEFORE_AFTER)
     with updates.averaged():
         after = None if painted else _paint(bench, part=0)
-        built = build(run, bench.model, snapshot=bench.snapshot, stages=bench.stages, folder=folder)
+        built = build(
+            run,
+            bench.model,
+            bench.weights,
+            snapshot=bench.snapshot,
+            stages=bench.stages,
+            folder=folder,
+        )
     if after is not None:
-        for part in bench.model.parts:
-            bench.model.reset(part)
-        _publish_sheets(bench, prefix, _paint(bench, part=1), after)
+        with bench.weights.base():
+            before = _paint(bench, part=1)
+        _publish_sheets(bench, prefix, before, after)
     samples = bench.store.uri_of(f"{prefix}/{BEFORE_AFTER}")
     bench.reporter.painted(samples)
     artifacts: list[Artifact] = []

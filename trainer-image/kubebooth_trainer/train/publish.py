@@ -29,7 +29,10 @@ from kubebooth_trainer.errors import ConfigurationError
 from kubebooth_trainer.families.door import Model
 from kubebooth_trainer.train.card import model_card
 from kubebooth_trainer.train.dataset import Snapshot
-from kubebooth_trainer.train.stages import Stage
+from kubebooth_trainer.train.lora import LowRank
+from kubebooth_trainer.train.lora_files import About, file_name, write_lora
+from kubebooth_trainer.train.stages import Stage, kept_parts
+from kubebooth_trainer.train.weights import Weights
 
 FALLBACK = Output(name="diffusers")
 POINTER_TRIES = 5
@@ -87,6 +90,7 @@ def find_published(
 def build(
     run: TrainRun,
     model: Model,
+    weights: Weights,
     *,
     snapshot: Snapshot,
     stages: tuple[Stage, ...],
@@ -96,22 +100,34 @@ def build(
 
     Raises `ConfigurationError` when weights are not finite: half a model is never published.
     """
-    for part, module in model.parts.items():
-        for name, weight in module.named_parameters():
+    for part in model.parts:
+        for name, weight in weights.of(part).items():
             if not torch.isfinite(weight).all():
                 raise ConfigurationError(
-                    f"training ended with NaN or infinite weights in {part}.{name}; lower the"
+                    f"training ended with NaN or infinite weights in {name}; lower the"
                     " learning rates and start a new run with rerun",
                     reason="WeightsNotFinite",
                 )
     built = []
     for output in wanted_outputs(run):
         place = folder / output.name
-        model.write(place, precision=output.precision)
-        card = model_card(run, output, snapshot=snapshot, reached=reached(stages))
+        lora_file = file_name(snapshot) if isinstance(weights, LowRank) else None
+        card = model_card(
+            run, output, snapshot=snapshot, reached=reached(stages), lora_file=lora_file
+        )
+        if isinstance(weights, LowRank):
+            layers = [layer for layer in weights.layers() if layer.part in kept_parts(stages)]
+            about = About(run, snapshot, config=_config(model.parts["denoiser"]))
+            write_lora(place, layers, about, precision=output.precision)
+        else:
+            model.write(place, precision=output.precision)
         (place / "README.md").write_text(card, "utf-8")
         built.append(Built(output, place))
     return tuple(built)
+
+
+def _config(network: Any) -> dict[str, Any]:
+    return dict(network.config)
 
 
 def publish_artifact(

@@ -12,6 +12,7 @@ from kubebooth_trainer.errors import ConfigurationError, DataError
 from kubebooth_trainer.families import flux, recognition, sd, sdxl
 from kubebooth_trainer.families.door import Load
 from kubebooth_trainer.families.files import read_json
+from kubebooth_trainer.train.methods import refuse_methods
 
 FAMILIES: dict[str, Load] = {"sd": sd.load, "sdxl": sdxl.load, "flux": flux.load}
 MOST_ARTIFACTS = 4
@@ -44,10 +45,6 @@ def refuse_other_base(run: TrainRun, folder: Path) -> None:
 def refuse_unsupported(run: TrainRun) -> None:
     """Raise `ConfigurationError` that names the first field this version cannot honour."""
     training = run.training
-    if training.method != "Full":
-        raise _no("method", training.method, "it trains all weights: set training.method: Full")
-    if training.optimizer != "AdamW":
-        raise _no("optimizer", training.optimizer, "use AdamW")
     for field, present in _absent(run).items():
         if present:
             raise ConfigurationError(f"{field} is not in this version; remove it")
@@ -55,6 +52,7 @@ def refuse_unsupported(run: TrainRun) -> None:
         _refuse_for_flow(run)
     else:
         _refuse_for_diffusion(run)
+    refuse_methods(run)
     _refuse_contradictions(run)
 
 
@@ -85,7 +83,6 @@ def _absent(run: TrainRun) -> dict[str, bool]:
     training, stage = run.training, run.training.text_encoder
     prior = training.prior_preservation
     return {
-        "training.lora": training.lora is not None,
         "training.textEncoder.resolution": stage.resolution not in (None, run.resolution),
         "training.priorPreservation.sources": bool(prior and prior.sources)
         or run.class_images is not None,

@@ -22,14 +22,16 @@ from kubebooth_trainer.train.dataset import Picture, Snapshot, hold_out, read_sn
 from kubebooth_trainer.train.device import choose_memory, make_repeatable, place
 from kubebooth_trainer.train.finish import finish
 from kubebooth_trainer.train.latents import examples
+from kubebooth_trainer.train.lora import LowRank
 from kubebooth_trainer.train.meter import Meter
 from kubebooth_trainer.train.publish import find_published
 from kubebooth_trainer.train.record import Record
 from kubebooth_trainer.train.refusals import family_of, refuse_other_base, refuse_unsupported
 from kubebooth_trainer.train.samples import BEFORE_AFTER, sample_prompts, samples_prefix
 from kubebooth_trainer.train.session import Bench, continue_from, hints_of, run_stage
-from kubebooth_trainer.train.stages import Stage, plan_stages, rank
+from kubebooth_trainer.train.stages import Stage, plan_stages, rank, trained_parts
 from kubebooth_trainer.train.validation import Validation
+from kubebooth_trainer.train.weights import OwnWeights, Weights
 from kubebooth_trainer.train.work import Work, work_of
 
 log = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ def _train(
         workdir / "base",
         placement=placement,
         zero_terminal_snr=run.training.zero_terminal_snr,
-        trained=frozenset(part for stage in stages for part in stage.parts),
+        trained=frozenset() if run.training.method == "LoRA" else trained_parts(stages),
     )
     profile = choose_memory(
         model, stages, training=run.training, resolution=run.resolution, placement=placement
@@ -126,6 +128,7 @@ def _train(
             stages=stages,
             placement=placement,
             model=model,
+            weights=_weights(run, model, stages),
             feed=feed,
             snapshot=snapshot,
             store=store,
@@ -146,6 +149,14 @@ def _train(
         checkpoints.wait()
         artifacts, samples = finish(bench, updates)
         return TrainOutcome(checkpoints.newest, artifacts, samples, profile, hints=hints_of(bench))
+
+
+def _weights(run: TrainRun, model: Model, stages: tuple[Stage, ...]) -> Weights:
+    """What is trained. A low-rank update comes into the model only now, when everything that
+    must not know of it, such as class images, is made."""
+    if run.training.method == "LoRA":
+        return LowRank(model, trained_parts(stages), training=run.training)
+    return OwnWeights(model)
 
 
 def _split(whole: Snapshot, run: TrainRun) -> tuple[Snapshot, tuple[Picture, ...]]:

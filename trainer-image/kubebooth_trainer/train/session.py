@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from kubebooth_api.runs import TrainRun
 from kubebooth_store import Store
-from torch import Tensor, nn
+from torch import Tensor
 
 from kubebooth_trainer.errors import DataError, InternalFault, Preempted
 from kubebooth_trainer.families.door import Model, Placement
@@ -34,6 +34,7 @@ from kubebooth_trainer.train.sheets import contact_sheet
 from kubebooth_trainer.train.stages import Part, Position, Stage, text_steps_before
 from kubebooth_trainer.train.updates import Facts, Updates
 from kubebooth_trainer.train.validation import Validation
+from kubebooth_trainer.train.weights import Weights
 from kubebooth_trainer.train.work import Work
 
 
@@ -45,6 +46,7 @@ class Bench:
     stages: tuple[Stage, ...]
     placement: Placement
     model: Model
+    weights: Weights
     feed: Feed | None
     """None when every update is done."""
     snapshot: Snapshot
@@ -63,7 +65,7 @@ def continue_from(bench: Bench, state: State | None) -> None:
     if state is None:
         return
     for part in _kept_parts(bench.stages, state.position.name):
-        _load(bench.model.parts[part], part, state.tensors)
+        _load(bench.weights, part, state.tensors)
 
 
 def run_stage(bench: Bench, stage: Stage, state: State | None) -> Updates:
@@ -72,7 +74,7 @@ def run_stage(bench: Bench, stage: Stage, state: State | None) -> Updates:
     Raises `Preempted` after saving when the worker is asked to stop.
     """
     training = bench.run.training
-    updates = Updates(bench.model, stage, training=training, placement=bench.placement)
+    updates = Updates(bench.weights, stage, training=training, placement=bench.placement)
     first = 0
     if state is not None and state.position.name == stage.name:
         first = state.position.step
@@ -83,7 +85,7 @@ def run_stage(bench: Bench, stage: Stage, state: State | None) -> Updates:
         _train(bench, stage, updates, first)
     for part in stage.parts:
         if part not in stage.keeps:
-            bench.model.reset(part)
+            bench.weights.discard(part)
     return updates
 
 
@@ -183,10 +185,7 @@ def _sheet_is_due(bench: Bench, stage: Stage, step: int) -> bool:
 def _save(bench: Bench, stage: Stage, updates: Updates, step: int) -> None:
     tensors: dict[str, Tensor] = dict(updates.capture())
     for part in _kept_parts(bench.stages, stage.name):
-        tensors |= {
-            f"weights/{part}.{name}": weight
-            for name, weight in bench.model.parts[part].named_parameters()
-        }
+        tensors |= {f"weights/{name}": weight for name, weight in bench.weights.of(part).items()}
     facts = asdict(updates.facts)
     bench.checkpoints.save(
         State(
@@ -249,12 +248,12 @@ def _kept_parts(stages: tuple[Stage, ...], name: str) -> tuple[Part, ...]:
 
 
 @torch.no_grad()
-def _load(module: nn.Module, part: Part, tensors: Mapping[str, Tensor]) -> None:
-    for name, weight in module.named_parameters():
-        saved = tensors.get(f"weights/{part}.{name}")
+def _load(weights: Weights, part: Part, tensors: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.of(part).items():
+        saved = tensors.get(f"weights/{name}")
         if saved is None or saved.shape != weight.shape:
             raise DataError(
-                f"checkpoint: the weights of {part}.{name} do not fit the base model; delete the"
+                f"checkpoint: the weights of {name} do not fit the base model; delete the"
                 " run's checkpoints or start a new run with rerun"
             )
         weight.copy_(saved)

@@ -55,6 +55,16 @@ def plan_stages(training: Training) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def trained_parts(stages: tuple[Stage, ...]) -> frozenset[Part]:
+    """Parts that learn in any of the stages."""
+    return frozenset(part for stage in stages for part in stage.parts)
+
+
+def kept_parts(stages: tuple[Stage, ...]) -> frozenset[Part]:
+    """Parts whose training survives in the finished model."""
+    return frozenset(part for stage in stages for part in stage.keeps)
+
+
 def settings_of(training: Training, stage: Stage, part: Part) -> TextEncoderStage | DenoiserStage:
     """Learning rate, scheduler and warm-up of a part in a stage.
 

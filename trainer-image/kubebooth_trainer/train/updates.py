@@ -11,12 +11,14 @@ from kubebooth_api.v1alpha1.training import Training
 from torch import Tensor, nn
 
 from kubebooth_trainer.errors import ConfigurationError, DataError
-from kubebooth_trainer.families.door import Model, Placement
+from kubebooth_trainer.families.door import Placement
+from kubebooth_trainer.train.optimizers import Optimizer
 from kubebooth_trainer.train.schedule import learning_rate
 from kubebooth_trainer.train.stages import Part, Stage, settings_of
+from kubebooth_trainer.train.weights import Weights
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-MOMENTS = ("exp_avg", "exp_avg_sq")
+LARGEST_AVERAGE = 4 << 30
+"""Bytes of a weight average that an accelerator keeps; a larger one stays in the host's memory."""
 FIRST_SCALE, LOWEST_SCALE, GROW_AFTER = 65536.0, 2.0**-10, 2000
 """Loss scale of fp16: halved when gradients overflow, doubled after so many good updates."""
 
@@ -33,31 +35,20 @@ class Updates:
     """Applies gradients to the parts of a stage."""
 
     def __init__(
-        self, model: Model, stage: Stage, *, training: Training, placement: Placement
+        self, weights: Weights, stage: Stage, *, training: Training, placement: Placement
     ) -> None:
         self._stage, self._training = stage, training
-        self._named: dict[Part, dict[str, nn.Parameter]] = {}
-        for part, module in model.parts.items():
-            module.requires_grad_(part in stage.parts)
-            module.train(part in stage.parts)
-            if part in stage.parts:
-                self._named[part] = {
-                    f"{part}.{name}": weight for name, weight in module.named_parameters()
-                }
-        self._optimizer = torch.optim.AdamW(
-            [{"params": list(weights.values())} for weights in self._named.values()],
-            lr=0.0,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=training.weight_decay,
-        )
+        weights.learn(stage.parts)
+        self._named: dict[Part, dict[str, nn.Parameter]] = {
+            part: weights.of(part) for part in stage.parts
+        }
+        self._all = [weight for named in self._named.values() for weight in named.values()]
+        self._optimizer = Optimizer(training, self._named)
         self._scaled = placement.autocast == torch.float16
         self.facts = Facts(FIRST_SCALE if self._scaled else 1.0, 0)
         self._average: dict[str, Tensor] = {}
         if training.ema is not None and stage.name == "Denoiser":
-            self._average = {
-                name: weight.detach().clone() for name, weight in self._named["denoiser"].items()
-            }
+            self._average = _copied(self._named["denoiser"])
 
     def apply(self, step: int, backward: Callable[[float], Tensor]) -> tuple[float, float]:
         """Make update number `step` (from 0); its loss and the learning rate of the last part.
@@ -68,7 +59,7 @@ class Updates:
         """
         rate = self._set_rates(step)
         while True:
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.zero_grad()
             loss = float(backward(self.facts.loss_scale))
             if loss != loss or loss in (float("inf"), float("-inf")):
                 raise ConfigurationError(f"the loss became {loss}", reason="LossNotFinite")
@@ -79,14 +70,14 @@ class Updates:
                 raise ConfigurationError("the gradients are not finite", reason="LossNotFinite")
             self.facts = Facts(self.facts.loss_scale / 2, 0)
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         self._grow()
         self._follow(step)
         return loss, rate
 
     def _set_rates(self, step: int) -> float:
         rate = 0.0
-        for group, part in zip(self._optimizer.param_groups, self._named, strict=True):
+        for part in self._named:
             settings = settings_of(self._training, self._stage, part)
             rate = learning_rate(
                 settings.lr_scheduler,
@@ -95,16 +86,23 @@ class Updates:
                 steps=self._stage.steps,
                 warmup_steps=settings.warmup_steps,
             )
-            group["lr"] = rate
+            self._optimizer.set_rate(part, rate)
         return rate
 
+    @torch.no_grad()
     def _clip(self) -> float:
-        weights = [w for named in self._named.values() for w in named.values()]
+        """Shorten the gradients as `clip_grad_norm_` does; their norm before that."""
+        gradients = [weight.grad for weight in self._all if weight.grad is not None]
+        if not gradients:
+            return 0.0
         if self.facts.loss_scale != 1:
-            for weight in weights:
-                if weight.grad is not None:
-                    weight.grad.div_(self.facts.loss_scale)
-        return float(nn.utils.clip_grad_norm_(weights, self._training.max_grad_norm))
+            torch._foreach_div_(gradients, self.facts.loss_scale)
+        norms = torch._foreach_norm(gradients)
+        norm = torch.linalg.vector_norm(torch.stack([one.float() for one in norms]))
+        share = self._training.max_grad_norm / (norm + 1e-6)
+        if share < 1:
+            torch._foreach_mul_(gradients, share)
+        return float(norm)
 
     def _grow(self) -> None:
         if not self._scaled:
@@ -121,54 +119,67 @@ class Updates:
             return
         # The average starts short and grows long, else it would hold on to the base for ages.
         decay = min(self._training.ema.decay, (1 + step) / (10 + step))
-        for name, kept in self._average.items():
-            kept.lerp_(self._named["denoiser"][name].detach(), 1 - decay)
+        kept = list(self._average.values())
+        live = [self._named["denoiser"][name].detach() for name in self._average]
+        if _alike(kept[0], live[0]):
+            torch._foreach_lerp_(kept, live, 1 - decay)
+            return
+        for average, weight in zip(kept, live, strict=True):
+            average.lerp_(weight.to(average.device), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Put the averaged weights, if any, in place of the trained ones for a while."""
-        self._swap()
+        held = self._exchange({})
         try:
             yield
         finally:
-            self._swap()
+            self._exchange(held)
 
     @torch.no_grad()
-    def _swap(self) -> None:
-        for name, kept in self._average.items():
+    def _exchange(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Swap weights and averages in place; weights of less precision than their average are
+        given back instead, to be put back later, since the average must not be rounded."""
+        kept_back: dict[str, Tensor] = {}
+        for name, average in self._average.items():
             weight = self._named["denoiser"][name]
-            held = weight.detach().clone()
-            weight.copy_(kept)
-            kept.copy_(held)
+            if name in held:
+                weight.copy_(held[name])
+                continue
+            trained = weight.detach().clone()
+            weight.copy_(average)
+            if average.dtype == trained.dtype:
+                average.copy_(trained)
+            else:
+                kept_back[name] = trained
+        return kept_back
 
     def capture(self) -> dict[str, Tensor]:
-        """The optimizer's moments and the average by name, not copied."""
-        found = {f"ema/{name}": kept for name, kept in self._average.items()}
-        for named in self._named.values():
-            for name, weight in named.items():
-                state = self._optimizer.state.get(weight, {})
-                found |= {f"{m}/{name}": state[m] for m in MOMENTS if m in state}
-        return found
+        """The optimizer's state and the average by name, not copied."""
+        averages = {f"ema/{name}": kept for name, kept in self._average.items()}
+        return averages | self._optimizer.capture()
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], facts: Facts, *, step: int) -> None:
         """Continue after `step` updates. Raises `DataError` when tensors do not fit."""
-        for named in self._named.values():
-            for name, weight in named.items():
-                moments = {m: tensors[f"{m}/{name}"] for m in MOMENTS if f"{m}/{name}" in tensors}
-                if not moments:
-                    continue
-                if len(moments) < len(MOMENTS) or any(
-                    t.shape != weight.shape for t in moments.values()
-                ):
-                    raise DataError(f"checkpoint: the optimizer's state of {name} does not fit")
-                self._optimizer.state[weight] = {
-                    "step": torch.tensor(float(step)),
-                    **{m: t.to(weight.device, torch.float32) for m, t in moments.items()},
-                }
+        self._optimizer.restore(tensors, step=step)
         for name, kept in self._average.items():
-            if f"ema/{name}" in tensors:
-                kept.copy_(tensors[f"ema/{name}"])
-            else:
-                raise DataError(f"checkpoint: the average of {name} is missing")
+            saved = tensors.get(f"ema/{name}")
+            if saved is None or saved.shape != kept.shape:
+                raise DataError(f"checkpoint: the average of {name} is missing or does not fit")
+            kept.copy_(saved)
         self.facts = facts
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A float32 copy to average in."""
+    bytes_needed = sum(4 * weight.numel() for weight in weights.values())
+    host = torch.device("cpu") if bytes_needed > LARGEST_AVERAGE else None
+    return {
+        name: weight.detach().to(host or weight.device, torch.float32, copy=True)
+        for name, weight in weights.items()
+    }
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and one.dtype == other.dtype
