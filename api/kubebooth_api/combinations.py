@@ -47,6 +47,8 @@ def faults(
     yield from _objective(row, training)
     yield from _stages(training)
     yield from _method(training, outputs)
+    yield from _lora(row, training)
+    yield from _optimizer(training)
     if checkpoints.keep_best and training.validation is None:
         yield Fault(
             "checkpoints.keepBest",
@@ -137,6 +139,52 @@ def _stages(training: Training) -> Iterator[Fault]:
             "training.validation",
             "it is measured while the denoiser is trained, and training.denoiser.steps is 0;"
             " remove it or raise the steps",
+        )
+
+
+def _lora(row: BaseModelRow, training: Training) -> Iterator[Fault]:
+    lora = training.lora
+    if lora is None or training.method != "LoRA":
+        return
+    if "Convolution" in lora.targets and row.family == "flux":
+        yield Fault(
+            "training.lora.targets",
+            "Convolution: a transformer such as Flux has no convolutions; use Attention and"
+            " FeedForward",
+        )
+    elif tuple(lora.targets) == ("Convolution",) and training.text_encoder.steps > 0:
+        yield Fault(
+            "training.lora.targets",
+            "Convolution: the text encoder has no convolutions; add Attention or set"
+            " training.textEncoder.steps to 0",
+        )
+    if lora.dora and row.family == "flux":
+        yield Fault(
+            "training.lora.dora",
+            "web UIs join the layers of Flux, and a joined DoRA would need the lengths of weights"
+            " it does not train; turn it off for Flux",
+        )
+    if lora.dora and training.memory.quantized_base != "None":
+        yield Fault(
+            "training.lora.dora",
+            "it measures the base's weights, which training.memory.quantizedBase"
+            f" {training.memory.quantized_base} rounds; turn one off",
+        )
+
+
+def _optimizer(training: Training) -> Iterator[Fault]:
+    text, denoiser = training.text_encoder, training.denoiser
+    if training.optimizer != "Prodigy" or text.mode != "Joint" or text.steps == 0:
+        return
+    rates = [
+        (stage.learning_rate, stage.lr_scheduler, stage.warmup_steps) for stage in (text, denoiser)
+    ]
+    if rates[0] != rates[1]:
+        yield Fault(
+            "training.optimizer",
+            "Prodigy has one learning rate for everything: with training.textEncoder.mode Joint set"
+            " learningRate, lrScheduler and warmupSteps of textEncoder and denoiser alike, at best"
+            " learningRate: 1",
         )
 
 

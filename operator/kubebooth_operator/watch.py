@@ -7,6 +7,7 @@ while a handler runs, and write to every object; none of them is used.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,8 +24,25 @@ if "kubernetes" not in sys.modules:
 else:
     import kopf
 
+from kopf._cogs.clients import errors, watching
+
+logger = logging.getLogger(__name__)
+
 Sink = Callable[[Resource, str | None, Mapping[str, Any]], None]
 """Takes the resource, the type (None while listing) and the object of each event."""
+
+
+class _Anew(errors.APITooManyRequestsError):
+    """An error inside a stream other than 410. kopf would end the whole operator for it; of this
+    class it is what makes kopf list and watch anew."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, status=429, headers={})
+        logger.warning("a stream is begun anew: %s", text[:300])
+
+
+# The one private name that is touched: there is no setting for it.
+watching.WatchingError = _Anew  # type: ignore[misc, assignment]
 
 
 class _Forever(Iterable[float]):

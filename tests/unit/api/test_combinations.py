@@ -56,6 +56,19 @@ def test_the_defaults_of_every_variant_and_method_go_together(variant: str, meth
         ("sd15", {"lora": {}}, "training.lora"),
         ("flux-dev", {"memory": {"quantizedBase": "Nf4"}}, "training.memory.quantizedBase"),
         ("sd15", {"captionKeepTokens": 1}, "training.captionKeepTokens"),
+        (
+            "flux-dev",
+            {"method": "LoRA", "lora": {"targets": ["Convolution"]}},
+            "training.lora.targets",
+        ),
+        ("sd15", {"method": "LoRA", "lora": {"targets": ["Convolution"]}}, "training.lora.targets"),
+        ("flux-dev", {"method": "LoRA", "lora": {"dora": True}}, "training.lora.dora"),
+        (
+            "sdxl",
+            {"method": "LoRA", "lora": {"dora": True}, "memory": {"quantizedBase": "Int8"}},
+            "training.lora.dora",
+        ),
+        ("sd15", {"optimizer": "Prodigy", "textEncoder": {"mode": "Joint"}}, "training.optimizer"),
         ("sd15", {"textEncoder": {"resolution": 768}}, "training.textEncoder.resolution"),
     ],
 )
