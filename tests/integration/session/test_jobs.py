@@ -10,11 +10,21 @@ from typing import Any
 import pytest
 from kubebooth_api.artifacts import Artifact
 from kubebooth_api.runs import SessionIdentity
-from kubebooth_api.v1alpha1.session import DatasetStatus, DreamboothSessionSpec
+from kubebooth_api.v1alpha1.conversion import ModelConversionSpec
+from kubebooth_api.v1alpha1.session import (
+    DatasetStatus,
+    DreamboothSessionSpec,
+    DreamboothSessionStatus,
+)
 from kubebooth_cluster.testing import RealCluster, eventually, found
-from kubebooth_operator.jobs import children
+from kubebooth_operator.conversion import asked as conversions
+from kubebooth_operator.conversion.asked import Models
+from kubebooth_operator.differences import lacks
+from kubebooth_operator.doors import Observed
+from kubebooth_operator.jobs import children, readings
+from kubebooth_operator.jobs.sources import Asker, fetch
 from kubebooth_operator.jobs.work import resolve_place
-from kubebooth_operator.session import asked
+from kubebooth_operator.session import asked, exports
 from kubebooth_operator.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -26,6 +36,16 @@ SPEC = {
         "resources": {"cpu": "100m", "memory": "256Mi", "gpu": 1, "scratch": "64Mi"},
         "terminationGracePeriodSeconds": 30,
     },
+}
+CONVERSION = {
+    "source": {
+        "huggingFace": {
+            "repo": "someone/model",
+            "revision": "0123456789abcdef0123456789abcdef01234567",
+            "tokenSecretRef": {"name": "hub", "key": "token"},
+        }
+    },
+    "target": {"format": "Ckpt"},
 }
 SLOW_TO_STOP = """
 import signal, sys, time
@@ -61,7 +81,13 @@ class Stage:
         place = resolve_place(spec.storage, SETTINGS)
         identity = SessionIdentity(namespace=self.namespace, name="rex", uid=self.uid)
         digest = "sha256:" + "1" * 64
+        lora = ModelConversionSpec.parse(CONVERSION)
+        asker = Asker("ModelConversion", identity, place, SETTINGS, None, lora.storage)
+        (wanted,) = conversions.wanted(lora)
+        source = Artifact(name="m", uri="s3://kubebooth/m", digest=digest, size=1)
         works = {
+            "fetch": fetch(wanted, asker),
+            "convert": conversions.convert(lora, identity, place, Models(source)),
             "prepare": asked.prepare(spec, identity, place),
             "train": asked.train(
                 spec,
@@ -119,6 +145,10 @@ class Stage:
         """The pods of the namespace."""
         return self.cluster.pods(self.namespace)
 
+    def ours(self, plural: str) -> str:
+        """The collection of one of our kinds."""
+        return f"/apis/kubebooth.io/v1alpha1/namespaces/{self.namespace}/{plural}"
+
     def _path(self, group: str, plural: str) -> str:
         root = f"/apis/{group}/v1" if group else "/api/v1"
         return f"{root}/namespaces/{self.namespace}/{plural}"
@@ -133,13 +163,34 @@ def stage(cluster: RealCluster, cluster_namespace: str) -> Stage:
     return Stage(cluster, cluster_namespace)
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "purge"])
+@pytest.mark.parametrize("name", ["fetch", "prepare", "train", "convert", "purge"])
 def test_every_child_is_accepted_without_a_warning(stage: Stage, name: str) -> None:
     for manifest in stage.manifests(name):
         plural = {"ConfigMap": "configmaps", "Job": "jobs"}[manifest["kind"]]
         group = "batch" if plural == "jobs" else ""
         answer = stage.cluster.api.post(f"{stage._path(group, plural)}?dryRun=All", manifest)
         assert answer["metadata"]["name"] == manifest["metadata"]["name"]
+
+
+def test_the_conversion_of_an_export_is_accepted_and_reads_back_as_what_was_asked(
+    stage: Stage,
+) -> None:
+    outputs = [{"name": "diffusers"}, {"name": "file", "format": "Safetensors"}]
+    spec = DreamboothSessionSpec.parse({**SPEC, "outputs": outputs})
+    parent = found(stage.cluster.api, f"{stage.ours('dreamboothsessions')}/rex")
+    uri = "s3://kubebooth/sessions/a/rex/runs/b/artifacts/diffusers/c"
+    model = Artifact(name="diffusers", uri=uri, digest="sha256:" + "1" * 64, size=1)
+    made = exports.manifests(
+        readings.read(Observed(parent=parent), DreamboothSessionStatus),
+        spec,
+        resolve_place(spec.storage, SETTINGS),
+        DreamboothSessionStatus(artifacts=(model,)),
+    )["file"]
+    path = f"{stage.ours('modelconversions')}/{made['metadata']['name']}"
+    stage.cluster.api.apply(path, made)
+    there = found(stage.cluster.api, path)
+    assert not lacks(made, there)
+    assert ModelConversionSpec.parse(there["spec"]) == ModelConversionSpec.parse(made["spec"])
 
 
 @pytest.mark.parametrize("code", [64, 65])
