@@ -12,7 +12,18 @@ import yaml
 from kubebooth_operator.settings import Settings
 
 from charts import generate
-from tests.chart.helm import CHART, ROOT, Object, environment, helm, of_kind, one, pod_of, render
+from tests.chart.helm import (
+    CHART,
+    ROOT,
+    Object,
+    environment,
+    helm,
+    of_kind,
+    one,
+    pod_of,
+    refusal,
+    render,
+)
 
 EXTERNAL = (
     "store.bundled.enabled=false",
@@ -100,6 +111,22 @@ def test_every_object_is_named_once_labelled_and_has_a_namespace(
         assert labels["app.kubernetes.io/managed-by"] == "Helm"
         assert labels["app.kubernetes.io/part-of"] == "kubebooth"
         assert labels["helm.sh/chart"] == "kubebooth-0.1.0"
+
+
+def test_the_hubs_values_reach_the_operators_settings() -> None:
+    values = (
+        "hub.endpoint=https://mirror.example.com/",
+        "hub.allowPrivateAddresses=true",
+        "hub.tokenSecret.name=company-hub",
+        "hub.tokenSecret.key=hf",
+    )
+    objects = render(*values)
+    (deployment,) = [o for o in objects if o["kind"] == "Deployment"]
+    found = Settings.from_environment(environment(pod_of(deployment)["containers"][0]))
+    assert found.hub_endpoint == "https://mirror.example.com"
+    assert found.hub_allow_private
+    assert (found.hub_token_secret, found.hub_token_key) == ("company-hub", "hf")
+    assert "hub" in refusal("hub.endpoint=ftp://mirror.example.com")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
