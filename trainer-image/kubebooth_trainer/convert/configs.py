@@ -44,7 +44,7 @@ def config_of(
     missing = sorted(set(made) - set(known))
     if missing:
         raise ConfigurationError(
-            f"configsFrom: {loaded.component.folder or 'the ControlNet'} has widths of its own, so"
+            f"configs-from: {loaded.component.folder or 'the ControlNet'} has widths of its own, so"
             f" {', '.join(missing)} cannot be read from shapes; name a Diffusers folder of a like"
             " model to take configs from",
             reason="ConfigUnknown",

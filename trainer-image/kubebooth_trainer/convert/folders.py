@@ -52,6 +52,17 @@ def files(
     return tuple(planned), {}
 
 
+def remarks(model: Model, found: Detected, files: Iterable[PlannedFile]) -> tuple[str, ...]:
+    """What the user should know of the layout besides its files."""
+    t5 = found.layout == "flux" and "text_encoder_2" in model.components
+    if not t5 or any(file.path.startswith("tokenizer_2/") for file in files):
+        return ()
+    return (
+        "tokenizer_2 is left out: T5's vocabulary is not bundled; name a folder that has it with"
+        " --configs-from, or copy tokenizer_2/ of any Flux.1 there",
+    )
+
+
 def _weights(loaded: Loaded, model: Model, options: Options, found: Detected) -> PlannedFile:
     folder = _place(loaded, found)
     updates = model.updates.get(loaded.component.folder, {})
@@ -110,7 +121,7 @@ def _configs(model: Model, opened: Opened, options: Options, found: Detected) ->
         made = configs.config_of(loaded, model, found, given)
         if loaded.component.network.from_config(Config(made, file=path)) != loaded.sizes:
             raise ConfigurationError(
-                f"configsFrom: {path} is of a model with other sizes; name a folder of a like"
+                f"configs-from: {path} is of a model with other sizes; name a folder of a like"
                 " model, or leave it out",
                 reason="ConfigMismatch",
             )
@@ -143,7 +154,7 @@ def _tokenizers(model: Model, options: Options, found: Detected) -> dict[str, by
 def _clip(loaded: Loaded, place: str) -> dict[str, bytes]:
     if loaded.sizes.words < tokenizers.WORDS:
         raise ConfigurationError(
-            f"configsFrom: {loaded.component.folder} knows {loaded.sizes.words} words, fewer than"
+            f"configs-from: {loaded.component.folder} knows {loaded.sizes.words} words, fewer than"
             f" CLIP's {tokenizers.WORDS}; name a Diffusers folder that has its tokenizer",
             reason="TokenizerUnknown",
         )

@@ -25,15 +25,17 @@ def plan(opened: Opened, options: Options) -> Plan:
     _check(found, options)
     loaded = load(opened, found)
     model, dropped = changes.applied(loaded, opened, options, found)
+    evidence = found.evidence
     if options.form == "Diffusers":
         files, left = folders.files(model, opened, options, found)
+        evidence += folders.remarks(model, found, files)
     else:
         files, left = singles.files(model, opened, options, found)
     return Plan(
         family=found.family,
         variant=found.variant or "",
         prediction_type=found.prediction_type or "",
-        evidence=found.evidence,
+        evidence=evidence,
         files=files,
         dropped={**loaded.unread, **dropped, **left},
     )
