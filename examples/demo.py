@@ -1,4 +1,4 @@
-"""The main job from an empty machine to a before/after picture; what `make demo` runs.
+"""The main job from an empty machine to a picture and model files; what `make demo` runs.
 
 It does what a user would do by hand: `helm install`, `kubebooth upload`, `kubectl apply`,
 `kubebooth watch`. Without `--kubeconfig` it starts the one-machine cluster first.
@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -84,11 +85,15 @@ class Demo:
         """Fetch the before/after picture and say where to look further."""
         picture.parent.mkdir(parents=True, exist_ok=True)
         self._kubebooth("samples", SESSION, "--output", str(picture))
+        files = [self._bring(form, picture.parent) for form in ("safetensors", "ckpt")]
         _run(
             [str(binaries.kubectl()), "--namespace", self._namespace, "get", "dbs"],
             self._environment,
         )
-        print(f"\n  Before and after:  {picture}\n")
+        print(f"\n  Before and after:  {picture}")
+        for path in files:
+            print(f"  For web UIs:       {path}")
+        print()
         print("  Look further:")
         for line in (
             'eval "$(.venv/bin/python -m kubebooth_cluster env)"',
@@ -97,11 +102,19 @@ class Demo:
             "kubectl get dbs,jobs,pods",
             f"kubebooth status {SESSION}",
             f"kubebooth fetch {SESSION} --output my-model",
+            "kubectl get mconv",
             "kubectl explain dbs.spec.training",
             "make down      # stop everything; make clean removes it",
         ):
             print(f"    {line}")
         print()
+
+    def _bring(self, form: str, folder: Path) -> Path:
+        """Fetch one export and put its file beside the picture."""
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            self._kubebooth("fetch", SESSION, "--artifact", form, "--output", f"{place}/{form}")
+            (file,) = Path(place).rglob(f"*.{form}")
+            return file.replace(folder / f"{SESSION}.{form}")
 
     def _kubebooth(self, *words: str, check: bool = True) -> int:
         program = str(ROOT / ".venv/bin/kubebooth")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from kubebooth_api.v1alpha1.conversion import ModelConversionSpec
 from kubebooth_api.v1alpha1.session import DreamboothSessionSpec
 from kubebooth_api.v1alpha1.webui import WebUIInstanceSpec
 from kubebooth_cluster.testing import RealApi
+from kubebooth_operator.conversion.served import refuse as refuse_conversion
 from kubebooth_operator.doors import Stalled
-from kubebooth_operator.session.served import refuse_what_is_not_served
+from kubebooth_operator.session.served import refuse
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 BY_KIND = {kind.kind: kind for kind in KINDS}
@@ -80,10 +81,14 @@ NOT_YET = "# Not served by this version yet: the object says so in its status an
 
 def served(document: dict[str, Any]) -> bool:
     """Whether this version's operator follows the whole object."""
-    if document["kind"] != "DreamboothSession":
+    refusals: dict[str, Callable[[], None]] = {
+        "DreamboothSession": lambda: refuse(DreamboothSessionSpec.parse(document["spec"])),
+        "ModelConversion": lambda: refuse_conversion(ModelConversionSpec.parse(document["spec"])),
+    }
+    if document["kind"] not in refusals:
         return False
     try:
-        refuse_what_is_not_served(DreamboothSessionSpec.parse(document["spec"]))
+        refusals[document["kind"]]()
     except Stalled:
         return False
     return True
