@@ -62,6 +62,14 @@ def _resolutions(row: BaseModelRow, training: Training, resolution: int) -> Iter
     edges = {"training.resolution": resolution}
     if training.text_encoder.resolution is not None and training.text_encoder.steps:
         edges["training.textEncoder.resolution"] = training.text_encoder.resolution
+    smaller = training.text_encoder.resolution
+    if smaller is not None and training.text_encoder.steps and smaller > resolution:
+        yield Fault(
+            "training.textEncoder.resolution",
+            f"{smaller} is above the session's {resolution}, and pictures would be enlarged; lower"
+            " it, or raise training.resolution",
+        )
+        return
     for field, edge in edges.items():
         if edge > row.greatest_resolution:
             yield Fault(

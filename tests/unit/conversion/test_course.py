@@ -8,6 +8,7 @@ import pytest
 from kubebooth_api.artifacts import UNKNOWN_DIGEST
 from kubebooth_api.runs import token_variable
 from kubebooth_api.v1alpha1.common import SecretKeyRef
+from kubebooth_operator.jobs.sources import LOOK_AGAIN_S
 
 from tests.unit.conversion.desk import Desk, conversion, hub
 from tests.unit.session.booth import session
@@ -126,8 +127,11 @@ def test_a_session_is_waited_for_and_its_digest_is_pinned() -> None:
     desk.settle()
     assert desk.condition("SourceReady")["reason"] == "SourceMissing"
     rex = desk.simulator.create(session("rex"))
+    before = desk.simulator.now
     desk.settle()
     assert desk.holds("Complete")
+    # It was woken: nobody waited until the next look that is due anyway.
+    assert (desk.finished_at() - before).total_seconds() < LOOK_AGAIN_S / 2
     made = desk.simulator.parent(rex)
     assert made is not None
     assert desk.status["sourceDigest"] == made["status"]["artifacts"][0]["digest"]

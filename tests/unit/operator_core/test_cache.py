@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kubebooth_operator.cache import Cache
 from kubebooth_operator.doors import Key
-from kubebooth_operator.resources import CONFIG_MAPS, JOBS, PODS, Resources
+from kubebooth_operator.resources import (
+    CONFIG_MAPS,
+    JOBS,
+    PODS,
+    Resources,
+    label_value,
+    sessions_named,
+)
 
 RESOURCES = Resources({"dreamboothsessions": "DreamboothSession"})
 SESSIONS = RESOURCES.custom[0]
@@ -197,3 +204,82 @@ def test_phases_are_counted_as_objects_come_change_and_go() -> None:
     cache.put(SESSIONS, thing(version=3, status={"phase": "Training"}))
     cache.drop(SESSIONS, ("default", "two"), uid="u2")
     assert cache.phases("dreamboothsessions") == {"Training": 1}
+
+
+BOTH = Resources({"dreamboothsessions": "DreamboothSession", "modelconversions": "ModelConversion"})
+BOTH_SESSIONS, CONVERSIONS = BOTH.custom
+
+
+def starting_from(name: str) -> dict[str, Any]:
+    return {"baseModel": {"source": {"session": {"name": name}}}}
+
+
+def test_a_pod_finds_its_parent_by_a_label_that_was_cut_to_fit() -> None:
+    long = "a" * 100
+    cache = Cache(BOTH)
+    cache.put(CONVERSIONS, thing(long, uid="parent"))
+    cache.put(BOTH_SESSIONS, thing(long, uid="namesake", version=2))
+    orphan = owned("Job", "gone", "j", api="batch/v1")
+    orphan["labels"] = {"kubebooth.io/conversion": label_value(long)}
+    pod = thing("pod", uid="p", version=4, metadata=orphan)
+    cache.put(PODS, pod)
+    assert cache.parent_of(PODS, pod) == Key("modelconversions", "default", long)
+    assert len(cache.children(CONVERSIONS, "parent", ("default", long))) == 1
+    assert cache.children(BOTH_SESSIONS, "namesake", ("default", long)) == []
+
+
+def test_a_session_concerns_whoever_takes_its_model_and_nobody_else() -> None:
+    cache = Cache(BOTH)
+    cache.put(BOTH_SESSIONS, thing("rex", uid="r"))
+    cache.put(BOTH_SESSIONS, thing("heir", uid="h", version=2, spec=starting_from("rex")))
+    vae = {"source": {"store": {"key": "a"}}, "vae": {"session": {"name": "rex"}}}
+    cache.put(CONVERSIONS, thing("turned", uid="c", version=3, spec=vae))
+    elsewhere = thing("far", uid="f", version=4, spec=starting_from("rex"))
+    elsewhere["metadata"]["namespace"] = "other"
+    cache.put(BOTH_SESSIONS, elsewhere)
+    rex = thing("rex", uid="r", version=9)
+    assert set(cache.concerned(BOTH_SESSIONS, rex)) == {
+        Key("dreamboothsessions", "default", "rex"),
+        Key("dreamboothsessions", "default", "heir"),
+        Key("modelconversions", "default", "turned"),
+    }
+    assert set(cache.sessions_of(CONVERSIONS, ("default", "turned"))) == {"rex"}
+    cache.put(CONVERSIONS, thing("turned", uid="c", version=10, spec={}))
+    cache.drop(BOTH_SESSIONS, ("default", "heir"), uid="h")
+    own = [Key("dreamboothsessions", "default", "rex")]
+    assert cache.concerned(BOTH_SESSIONS, rex) == own
+
+
+def test_sessions_that_refer_to_one_another_are_each_found_once() -> None:
+    cache = Cache(BOTH)
+    cache.put(BOTH_SESSIONS, thing("a", uid="a", spec=starting_from("b")))
+    cache.put(BOTH_SESSIONS, thing("b", uid="b", version=2, spec=starting_from("a")))
+    assert set(cache.sessions_of(BOTH_SESSIONS, ("default", "a"))) == {"a", "b"}
+
+
+def test_an_owned_conversion_concerns_its_session_too() -> None:
+    cache = Cache(BOTH)
+    made = thing("made", uid="m", metadata=owned("DreamboothSession", "rex", "r"))
+    assert cache.concerned(CONVERSIONS, made) == [
+        Key("modelconversions", "default", "made"),
+        Key("dreamboothsessions", "default", "rex"),
+    ]
+
+
+@given(
+    st.recursive(
+        st.none() | st.text(max_size=3) | st.integers(),
+        lambda inner: (
+            st.lists(inner, max_size=2)
+            | st.dictionaries(
+                st.sampled_from(
+                    ("spec", "source", "baseModel", "session", "name", "mergeLoras", "vae")
+                ),
+                inner,
+                max_size=3,
+            )
+        ),
+    )
+)
+def test_references_are_read_from_anything_without_a_fault(spec: Any) -> None:
+    assert all(isinstance(name, str) for name in sessions_named({"spec": spec}))

@@ -120,6 +120,10 @@ class Booth:
         """Whether a condition is True."""
         return self.condition(kind).get("status") == "True"
 
+    def finished_at(self) -> datetime:
+        """When the object was completed."""
+        return datetime.fromisoformat(self.status["completedAt"])
+
     def jobs(self) -> list[Json]:
         """All Jobs."""
         return self.simulator.server.all("Job")

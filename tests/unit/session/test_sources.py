@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from kubebooth_api.runs import token_variable
 from kubebooth_api.v1alpha1.common import SecretKeyRef
+from kubebooth_operator.jobs.sources import LOOK_AGAIN_S
 
 from tests.unit.session.booth import SETTINGS, Booth, session, spec
 
@@ -145,8 +146,13 @@ def test_a_session_waits_for_the_one_it_starts_from_and_goes_on_by_itself() -> N
     assert booth.condition("Ready")["reason"] == "SourceNotComplete"
     assert booth.world.started == ["prepare", "train"]
     booth.world.hold = lambda stage: False
+    before = booth.simulator.now
+    booth.simulator.advance(1)
     booth.settle()
     assert booth.holds("Complete")
+    # It was woken: nobody waited until the next look that is due anyway.
+    assert booth.world.started == ["prepare", "train", "prepare", "train"]
+    assert (booth.finished_at() - before).total_seconds() < LOOK_AGAIN_S / 2
     made = booth.simulator.parent(parent)
     assert made is not None
     assert booth.status["baseModel"]["digest"] == made["status"]["artifacts"][0]["digest"]
