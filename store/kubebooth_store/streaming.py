@@ -35,13 +35,19 @@ class _Buffer:
 
     number: int
     size: int
-    data: bytearray = field(default_factory=bytearray)
+    filled: int = 0
+    """Bytes up to which it was written."""
     missing: int = 0
     """Bytes of rooms that were left and not filled yet."""
+    data: bytearray = field(init=False)
+
+    def __post_init__(self) -> None:
+        # At its full length at once: one that grows is copied again and again.
+        self.data = bytearray(self.size)
 
     @property
     def is_ready(self) -> bool:
-        return len(self.data) == self.size and not self.missing
+        return self.filled == self.size and not self.missing
 
 
 class _View:
@@ -81,8 +87,9 @@ class PartsWriter:
         rest = memoryview(data)
         while rest:
             buffer = self._current()
-            taken = rest[: buffer.size - len(buffer.data)]
-            buffer.data += taken
+            taken = rest[: buffer.size - buffer.filled]
+            buffer.data[buffer.filled : buffer.filled + len(taken)] = taken
+            buffer.filled += len(taken)
             rest = rest[len(taken) :]
             self._position += len(taken)
             self._send_if_ready(buffer)
@@ -93,7 +100,7 @@ class PartsWriter:
         # The digest of the whole can only be taken in order.
         self._hasher = None
         for buffer, _, count in self._spans_ahead(length):
-            buffer.data += bytes(count)
+            buffer.filled += count
             buffer.missing += count
             self._position += count
         return start

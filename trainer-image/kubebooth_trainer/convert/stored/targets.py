@@ -26,6 +26,7 @@ from kubebooth_store import (
 )
 
 from kubebooth_trainer.convert.door import Check, Copy, Plan, PlannedFile
+from kubebooth_trainer.convert.memory import give_back_freed_buffers
 from kubebooth_trainer.convert.proof.digests import Proof, check_source, prove
 from kubebooth_trainer.convert.showing import proof_json
 from kubebooth_trainer.convert.stored.sources import StoredFile
@@ -44,7 +45,7 @@ from kubebooth_trainer.errors import InternalFault, WorkerError
 
 PROOF = "proof.json"
 """File of an artifact that holds the digest of every tensor."""
-_PIECE_BYTES = 2 << 20
+_PIECE_BYTES = 1 << 20
 _PROVERS = 3
 
 
@@ -76,6 +77,7 @@ def publish_plan(
             f"{store.uri_of(prefix)} holds an artifact already; published content never changes,"
             " so choose another address"
         )
+    give_back_freed_buffers()
     sent: dict[str, Entry] = {}
     digests: dict[tuple[str, str], str] = {}
     try:
