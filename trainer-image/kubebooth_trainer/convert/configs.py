@@ -67,8 +67,8 @@ def _made(loaded: Loaded, model: Model, found: Detected) -> dict[str, Any]:
     if name == "ControlNetModel":
         sizes = loaded.sizes
         made = _unet(sizes.half, model, found)
-        made.pop("sample_size")
-        made.pop("out_channels")
+        for unknown in ("sample_size", "out_channels", "center_input_sample"):
+            made.pop(unknown)
         made |= {"conditioning_channels": sizes.hint_channels,
                  "conditioning_embedding_out_channels": list(sizes.hints),
                  "controlnet_conditioning_channel_order": "rgb"}  # fmt: skip

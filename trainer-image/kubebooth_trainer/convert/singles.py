@@ -68,8 +68,10 @@ def _placed(loaded: Loaded, found: Detected, kept: Mapping[str, object]) -> Load
 
 
 def _possible(component: Component) -> set[str]:
-    bare = component.role != "TextEncoder"
-    return {*component.prefixes, *([""] if bare else [])}
+    """Prefixes that files of this component are known to have."""
+    if component.role == "TextEncoder":
+        return set(component.prefixes)
+    return {"", *component.prefixes, *(("vae.",) if component.role == "Vae" else ())}
 
 
 def _role(name: str, model: Model, found: Detected) -> Role | None:
