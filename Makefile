@@ -58,5 +58,5 @@ generate: setup ## Regenerate CRDs, the field reference and the chart's copies
 
 .PHONY: bench
 bench: setup controlplane ## Run the benchmarks, or one: make bench NAME=store
-	@for name in $(or $(NAME),operator failover store); do \
+	@for name in $(or $(NAME),operator failover store conversion); do \
 	  echo "== bench.$$name"; $(PY) -m bench.$$name || exit 1; done
