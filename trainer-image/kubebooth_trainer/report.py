@@ -23,8 +23,8 @@ def dumped(report: RunReport) -> bytes:
     """JSON of at most `REPORT_LIMIT_BYTES` bytes, always whole and valid.
 
     What does not fit is left out from the least to the most important: words of the refused
-    files, the refused files (their count stays), the page to review, the tail of the message, the
-    sample picture.
+    files, the refused files (their count stays), the page to review, the tail of the message,
+    what the losses suggest, the sample picture.
     A report whose references alone do not fit becomes an `InternalError` that says so.
     """
     for candidate in _shrinking(report):
@@ -72,6 +72,8 @@ def _shrinking(report: RunReport) -> Iterator[RunReport]:
     for characters in (512, 256, 128, 64):
         report = report.model_copy(update={"message": clipped(report.message, characters)})
         yield report
+    report = report.model_copy(update={"hints": ()})
+    yield report
     yield report.model_copy(update={"samples": None, "memory_profile": None})
 
 

@@ -16,6 +16,8 @@ class Reporter:
     def __init__(self, *, first_stage: str) -> None:
         self.stop = threading.Event()
         """Set by SIGTERM: finish the step, save, end as preempted."""
+        self.accelerator_bytes: int | None = None
+        """Most accelerator memory so far; None where there is no accelerator."""
         self._lock = threading.Lock()
         self._status = WorkerStatus(
             progress=Progress(

@@ -71,7 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = reporter.status.model_dump_json(by_alias=True, exclude_none=True).encode()
             self._answer(200, body, "application/json")
         elif path == "/metrics":
-            body, content_type = as_prometheus(reporter.status)
+            body, content_type = as_prometheus(
+                reporter.status, accelerator_bytes=reporter.accelerator_bytes
+            )
             self._answer(200, body, content_type)
         elif path == "/healthz":
             self._answer(200, b"ok\n", "text/plain; charset=utf-8")

@@ -136,10 +136,14 @@ class _Above:
 
 
 def told_of(progress: Progress) -> str:
-    """`loss 0.123  3.1 img/s  2m10s left`."""
+    """`loss 0.1234  validation 0.1301  lr 2e-06  3.1 img/s  2m10s left`."""
     parts = []
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
+    if progress.validation_loss is not None:
+        parts.append(f"validation {progress.validation_loss:.4f}")
+    if progress.learning_rate is not None:
+        parts.append(f"lr {progress.learning_rate:.2g}")
     if progress.images_per_second is not None:
         parts.append(f"{progress.images_per_second:.1f} img/s")
     if progress.estimated_remaining_seconds is not None:

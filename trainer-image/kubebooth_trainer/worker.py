@@ -79,6 +79,7 @@ class Answer:
     class_images: Artifact | None = None
     concept_images: Artifact | None = None
     source_digest: str | None = None
+    hints: tuple[str, ...] = ()
 
 
 def read_run(path: Path) -> AnyRun:
@@ -153,6 +154,7 @@ def succeeded(kind: Kind, answer: Answer, *, started_at: datetime) -> RunReport:
         class_images=answer.class_images,
         concept_images=answer.concept_images,
         source_digest=answer.source_digest,
+        hints=answer.hints,
         started_at=started_at,
         finished_at=now(),
     )
@@ -289,11 +291,12 @@ def _train(run: TrainRun, store: Store, reporter: Reporter, workdir: Path) -> An
     outcome = train(run, store=store, reporter=reporter, workdir=workdir)
     names = ", ".join(artifact.name for artifact in outcome.artifacts)
     return Answer(
-        f"trained; published {names}" if names else "trained",
+        "; ".join([f"trained; published {names}" if names else "trained", *outcome.notes]),
         checkpoint=outcome.checkpoint,
         artifacts=outcome.artifacts,
         samples=outcome.samples,
         memory_profile=outcome.memory_profile,
+        hints=outcome.hints,
     )
 
 

@@ -56,13 +56,15 @@ class Place:
         return self.root / "store" / prefix / name
 
 
-def state(position: Position) -> State:
+def state(position: Position, *, validation: float | None = None) -> State:
     value = float(position.step)
     return State(
         position,
         {"weights/denoiser.a": torch.full((3,), value), "exp_avg/denoiser.a": torch.ones(3)},
         {"lossScale": 1.0, "goodUpdates": 0.0},
         (Point(position.name, position.step, 0.1 * value, 1e-4),),
+        () if validation is None else (Point(position.name, position.step, validation, 1e-4),),
+        validation,
     )
 
 
@@ -130,6 +132,44 @@ def test_chosen_steps_stay_for_good_and_do_not_count_among_the_last(place: Place
     place.save(*positions, keepLast=2, keepEverySteps=4, atSteps=[3])
     kept = [name[-1] for name in place.names()]
     assert kept == ["3", "4", "6", "7", "8"]
+
+
+LOSSES = {1: 0.5, 2: 0.2, 3: 0.4, 4: 0.3, 5: 0.35, 6: 0.6, 7: 0.7, 8: 0.8}
+
+
+def save_measured(place: Place, *steps: int, **asked: Any) -> None:
+    with place.open(**asked) as checkpoints:
+        checkpoints.resume(STAGES)
+        for step in steps:
+            checkpoints.save(state(denoiser(step), validation=LOSSES[step]))
+        checkpoints.wait()
+
+
+def test_the_best_states_stay_until_better_ones_come(place: Place):
+    save_measured(place, 1, keepLast=1, keepBest=2)
+    save_measured(place, 2, 3, keepLast=1, keepBest=2)
+    assert [name[-1] for name in place.names()] == ["2", "3"]
+    save_measured(place, 4, 5, 6, keepLast=1, keepBest=2)
+    assert [name[-1] for name in place.names()] == ["2", "4", "6"]
+
+
+def test_which_states_are_best_is_known_after_a_restart(place: Place):
+    for step in range(1, 9):
+        save_measured(place, step, keepLast=1, keepBest=1)
+    assert [name[-1] for name in place.names()] == ["2", "8"]
+    with place.open() as checkpoints:
+        checkpoints.resume(STAGES)
+        assert checkpoints.kept_steps == (2, 8)
+
+
+def test_losses_on_held_out_pictures_come_back_with_the_state(place: Place):
+    saved = state(denoiser(4), validation=0.25)
+    with place.open() as checkpoints:
+        checkpoints.save(saved)
+    with place.open() as checkpoints:
+        found = checkpoints.resume(STAGES)
+    assert found is not None
+    assert found.validations == saved.validations
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "manifest"])

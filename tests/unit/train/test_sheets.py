@@ -37,7 +37,7 @@ def test_equal_inputs_give_equal_pictures():
 def test_a_loss_curve_is_drawn_for_any_number_of_points(count: int):
     points = [Point("Denoiser", step + 1, 1 / (step + 1), 1e-4) for step in range(count)]
     points = [Point("TextEncoder", 1, 0.5, 1e-4), *points] if count else []
-    assert loss_curve(points, title="t", subtitle="s").size == (960, 460)
+    assert loss_curve(points, title="t", subtitle="s").size == (960, 540)
 
 
 def test_long_trainings_keep_a_bounded_record():

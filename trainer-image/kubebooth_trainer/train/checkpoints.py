@@ -203,8 +203,10 @@ class Checkpoints:
         """Delete the oldest, now that a newer one is durable."""
         self._kept = [*(prefix for prefix in self._kept if prefix != newest), newest]
         best = self._best()
-        passing = [p for p in self._kept if not self._stays(p) and p not in best]
+        passing = [prefix for prefix in self._kept if not self._stays(prefix)]
         for prefix in passing[: -self._asked.keep_last]:
+            if prefix in best:
+                continue
             self._store.delete_prefix(prefix)
             self._kept.remove(prefix)
 

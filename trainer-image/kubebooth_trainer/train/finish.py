@@ -55,6 +55,8 @@ def finish(bench: Bench, updates: Updates) -> tuple[tuple[Artifact, ...], str]:
         with bench.weights.base():
             before = _paint(bench, part=1)
         _publish_sheets(bench, prefix, before, after)
+        bench.trackers.painted(last.name, last.steps)
+    bench.trackers.finish(bench.record)
     samples = bench.store.uri_of(f"{prefix}/{BEFORE_AFTER}")
     bench.reporter.painted(samples)
     artifacts: list[Artifact] = []
@@ -128,7 +130,10 @@ def _publish_sheets(
                 subtitle=told,
             ),
             LOSS: loss_curve(
-                bench.record.points, title=f"{run.session.name}: training loss", subtitle=told
+                bench.record.points,
+                title=f"{run.session.name}: training loss",
+                subtitle=told,
+                validations=bench.record.validations,
             ),
             METRICS: bench.record.lines(),
         },

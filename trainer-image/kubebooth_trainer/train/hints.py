@@ -63,9 +63,9 @@ def _validation(course: Course, training: Training) -> Iterator[str]:
     lowest = min(range(len(measured)), key=lambda place: (measured[place].loss, place))
     best, after = measured[lowest], measured[lowest + 1 :]
     if len(after) >= LEAST_AFTER:
-        now = _mean([point.loss for point in after[-LEAST_AFTER:]])
-        if now > best.loss * (1 + RISE):
-            yield from _overfitted(best, now, measured[-1].step, course, training)
+        newest = [point.loss for point in after[-LEAST_AFTER:]]
+        if min(newest) > best.loss * (1 + RISE):
+            yield from _overfitted(best, _mean(newest), measured[-1].step, course, training)
         return
     if not after and len(measured) > LEAST_AFTER:
         earlier = min(point.loss for point in measured[:-LEAST_AFTER])

@@ -89,9 +89,6 @@ def _absent(run: TrainRun) -> dict[str, bool]:
         "training.conceptStage": training.concept_stage is not None,
         "training.memory.quantizedBase": training.memory.quantized_base != "None",
         "training.compile": training.compile,
-        "trackers.tensorBoard": run.trackers.tensor_board,
-        "trackers.mlflow": run.trackers.mlflow is not None,
-        "trackers.wandb": run.trackers.wandb is not None,
     }
 
 

@@ -17,7 +17,13 @@ BEFORE, AFTER = (120, 126, 138), (28, 120, 92)
 MARGIN, GAP, LABEL_HEIGHT, HEADER = 28, 8, 34, 84
 SMALLEST_CELL, LARGEST_CELL = 144, 256
 LONGEST_LABEL = 110
-COLOURS = {"TextEncoder": (176, 104, 24), "Denoiser": (46, 110, 190)}
+HELD_OUT = (176, 38, 92)
+CURVE_WIDTH, CURVE_HEIGHT, CURVE_TOP, RATE_TOP, LEFT = 960, 540, 112, 426, 78
+COLOURS = {
+    "TextEncoder": (176, 104, 24),
+    "Concept": (120, 84, 170),
+    "Denoiser": (46, 110, 190),
+}
 
 
 @dataclass(frozen=True)
@@ -77,42 +83,102 @@ def before_after(
     return sheet
 
 
-def loss_curve(points: Sequence[Point], *, title: str, subtitle: str) -> Image.Image:
-    """Losses faint, their running mean bold, one colour for each stage."""
-    width, height, left, bottom = 960, 460, 78, 50
-    sheet, pen = _paper(width, height, title=title, subtitle=subtitle)
+def loss_curve(
+    points: Sequence[Point],
+    *,
+    title: str,
+    subtitle: str,
+    validations: Sequence[Point] = (),
+) -> Image.Image:
+    """Losses faint, their running mean bold, one colour for each stage; the learning rate below
+    in a band of its own; losses on held-out pictures as dots, the lowest of them marked."""
+    sheet, pen = _paper(CURVE_WIDTH, CURVE_HEIGHT, title=title, subtitle=subtitle)
     if not points:
         return sheet
-    right, top = width - MARGIN, HEADER + 10
-    means = _running_means(points)
-    highest = max(means) * 1.6 or 1.0
-    places = _places(points)
+    means, places = _running_means(points), _places(points)
+    highest = max([*means, *(point.loss for point in validations)]) * 1.4 or 1.0
     longest = max(places[-1], 1)
-
-    def at(place: int, loss: float) -> tuple[float, float]:
-        share = min(max(loss / highest, 0.0), 1.0)
-        x = left + (right - left) * place / longest
-        return x, height - bottom - (height - bottom - top) * share
-
-    for part in range(5):
-        value = highest * part / 4
-        y = at(0, value)[1]
-        pen.line((left, y, right, y), fill=RULE, width=1)
-        pen.text((left - 8, y), f"{value:.3f}", font=_font(13), fill=FAINT, anchor="rm")
+    losses = _Axes(pen, CURVE_TOP, RATE_TOP - 34, highest=highest, longest=longest)
+    rates = _Axes(
+        pen,
+        RATE_TOP,
+        CURVE_HEIGHT - 46,
+        highest=max(point.learning_rate for point in points) * 1.1 or 1.0,
+        longest=longest,
+    )
+    losses.rules(parts=4, form="{:.3f}", name="loss")
+    rates.rules(parts=1, form="{:.1e}", name="learning rate")
+    label_at: float = LEFT + 4
     for stage, colour in COLOURS.items():
         mine = [i for i, point in enumerate(points) if point.stage == stage]
         if not mine:
             continue
         pale = tuple((c + 2 * 250) // 3 for c in colour)
-        if len(mine) > 1:
-            pen.line([at(places[i], points[i].loss) for i in mine], fill=pale, width=1)
-            pen.line([at(places[i], means[i]) for i in mine], fill=colour, width=3)
-        x = at(places[mine[0]], 0)[0]
-        pen.text((x + 4, top + 2), stage, font=_font(14), fill=colour)
-    pen.text((left, height - bottom + 10), "0", font=_font(13), fill=FAINT)
-    end = (right, height - bottom + 10)
+        losses.line([(places[i], points[i].loss) for i in mine], colour=pale, width=1)
+        losses.line([(places[i], means[i]) for i in mine], colour=colour, width=3)
+        rates.line([(places[i], points[i].learning_rate) for i in mine], colour=colour, width=2)
+        label_at = max(label_at, losses.x(places[mine[0]]) + 4)
+        pen.text((label_at, CURVE_TOP - 18), stage, font=_font(14), fill=colour)
+        label_at += pen.textlength(stage, font=_font(14)) + 16
+    if validations:
+        base = places[-1] - points[-1].step
+        lowest = min(validations, key=lambda point: point.loss)
+        told = f"held-out pictures, lowest {lowest.loss:.4f} at step {lowest.step}"
+        pen.text((label_at, CURVE_TOP - 18), told, font=_font(14), fill=HELD_OUT)
+        _validation_dots(losses, [(base + p.step, p.loss) for p in validations])
+    pen.text((LEFT, CURVE_HEIGHT - 36), "0", font=_font(13), fill=FAINT)
+    end = (CURVE_WIDTH - MARGIN, CURVE_HEIGHT - 36)
     pen.text(end, f"{longest} updates", font=_font(13), fill=FAINT, anchor="ra")
     return sheet
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """A box of a chart: updates to the right, values from 0 at its foot."""
+
+    pen: ImageDraw.ImageDraw
+    top: int
+    foot: int
+    highest: float
+    longest: int
+
+    def x(self, place: float) -> float:
+        return LEFT + (CURVE_WIDTH - MARGIN - LEFT) * place / self.longest
+
+    def at(self, place: float, value: float) -> tuple[float, float]:
+        # NaN compares with nothing, so that it is drawn at the top like what is too high.
+        share = max(value / self.highest, 0.0) if value <= self.highest else 1.0
+        return self.x(place), self.foot - (self.foot - self.top) * share
+
+    def line(
+        self, values: Sequence[tuple[int, float]], *, colour: tuple[int, ...], width: int
+    ) -> None:
+        spots = [self.at(*value) for value in values]
+        if len(spots) > 1:
+            self.pen.line(spots, fill=colour, width=width, joint="curve")
+            return
+        x, y = spots[0]
+        self.pen.ellipse((x - width, y - width, x + width, y + width), fill=colour)
+
+    def rules(self, *, parts: int, form: str, name: str) -> None:
+        for part in range(parts + 1):
+            value = self.highest * part / parts
+            y = self.at(0, value)[1]
+            self.pen.line((LEFT, y, CURVE_WIDTH - MARGIN, y), fill=RULE, width=1)
+            told = form.format(value) if value else "0"
+            self.pen.text((LEFT - 8, y), told, font=_font(13), fill=FAINT, anchor="rm")
+        self.pen.text(
+            (CURVE_WIDTH - MARGIN, self.top - 4), name, font=_font(13), fill=FAINT, anchor="rd"
+        )
+
+
+def _validation_dots(axes: _Axes, values: Sequence[tuple[int, float]]) -> None:
+    axes.line(values, colour=HELD_OUT, width=2)
+    lowest = min(values, key=lambda value: value[1])
+    for value in values:
+        x, y = axes.at(*value)
+        size = 6 if value == lowest else 3
+        axes.pen.ellipse((x - size, y - size, x + size, y + size), fill=HELD_OUT)
 
 
 def _places(points: Sequence[Point]) -> list[int]:
