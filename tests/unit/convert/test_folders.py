@@ -100,6 +100,14 @@ def test_several_models_in_one_component_are_not_guessed_among(tmp_path: Path) -
         open_local(tmp_path)
 
 
+def test_the_usual_name_is_taken_before_the_same_model_for_other_programs(tmp_path: Path) -> None:
+    put(tmp_path, "pytorch_lora_weights.safetensors")
+    put(tmp_path, "sks-dog.safetensors", {"lora_unet_a.alpha": torch.ones(1)})
+    opened = open_local(tmp_path)
+    assert values(opened) == WANTED
+    assert any("1 other" in remark for remark in opened.remarks)
+
+
 @pytest.mark.parametrize("gone", [0, 1, 2])
 def test_a_part_that_is_missing_is_named(tmp_path: Path, gone: int) -> None:
     names = put_sharded(tmp_path / "unet")

@@ -83,8 +83,20 @@ def _save(
     tensors: Mapping[str, Tensor], path: Path, told: Mapping[str, str], *, dtype: torch.dtype
 ) -> None:
     ready = {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()}
-    save_file(ready, path, metadata={"format": "pt", **dict(sorted(told.items()))})
+    save_file(ready, path, metadata={"format": "pt", **told})
+    _sort_header(path)
     os.chmod(path, READABLE)
+
+
+def _sort_header(path: Path) -> None:
+    """safetensors writes metadata in an order of chance: equal updates must give equal bytes."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
 
 
 def _tensor_digest(path: Path) -> str:

@@ -106,7 +106,9 @@ def _by_component(files: Iterable[str]) -> dict[str, list[str]]:
 def _choose(
     folder: Folder, component: str, paths: list[str], weights: str | None, remarks: list[str]
 ) -> _Choice:
-    choices = _choices(folder, paths)
+    found = _choices(folder, paths)
+    # Beside files of the usual names, others are the same model once more, for other programs.
+    choices = [choice for choice in found if _stem(choice.files[0]) in _STEMS] or found
     variants = sorted({choice.variant for choice in choices})
     wanted = weights if weights in variants else ""
     if wanted not in variants:
@@ -125,7 +127,7 @@ def _choose(
             f"{component or folder.name} holds several models: {names}; keep one of them",
             reason="AmbiguousWeights",
         )
-    others = len(choices) - 1
+    others = len(found) - 1
     if others:
         remarks.append(f"{fitting[0].files[0]} taken, {others} other forms of it left out")
     return fitting[0]
@@ -159,6 +161,11 @@ def _variant(path: str) -> str:
     name = _SHARD.sub("", name[: middle.start()] if middle else name)
     parts = name.split(".")[1:-1]
     return parts[-1] if parts and not parts[-1].isdigit() else ""
+
+
+def _stem(path: str) -> str:
+    """`unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors` → `diffusion_pytorch_model`"""
+    return _SHARD.sub("", path.rpartition("/")[2]).partition(".")[0]
 
 
 def _shards(folder: Folder, index: str) -> tuple[str, ...]:
