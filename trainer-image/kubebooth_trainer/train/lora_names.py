@@ -39,7 +39,7 @@ def diffusers_names(layers: Sequence[Layer], *, family: Family) -> dict[str, Ten
         if layer.magnitude is not None:
             magnitude = layer.magnitude
             shape = (1, -1, 1, 1) if layer.down.dim() == 4 else (-1,)
-            found[f"{name}.lora_magnitude_vector"] = magnitude.reshape(shape)
+            found[f"{name}.lora_magnitude_vector.weight"] = magnitude.reshape(shape)
     return found
 
 
