@@ -55,7 +55,7 @@ def files_digest(files: tuple[FileEntry, ...]) -> str:
 class Manifest(Door):
     """The last file written to a published folder; a folder without one does not exist."""
 
-    kind: Literal["dataset", "model", "checkpoint", "class-images", "artifact", "samples"]
+    kind: Literal["dataset", "model", "checkpoint", "class-images", "artifact", "samples", "cache"]
     """What the folder holds."""
     digest: Digest
     """Digest of the files, see `files_digest`."""

@@ -9,7 +9,7 @@ from kubebooth_trainer.train.dataset import (
     hold_out,
     open_picture,
     read_snapshot,
-    square,
+    uncut,
 )
 from PIL import Image
 
@@ -94,7 +94,7 @@ def test_the_second_version_tells_how_each_picture_was_cut_out(tmp_path: Path):
     first, second = read_snapshot(written(tmp_path, told), resolution=64).pictures
     assert first.geometry == Geometry(original=(300, 200), crop=(8, 0), target=(80, 48))
     assert first.size == (80, 48)
-    assert second.geometry == square(64)
+    assert second.geometry == uncut((64, 64))
 
 
 def test_a_picture_of_another_size_or_kind_is_named(tmp_path: Path):
@@ -106,14 +106,14 @@ def test_a_picture_of_another_size_or_kind_is_named(tmp_path: Path):
         open_picture(b"GIF89a", name="b.png", size=(64, 64))
     assert open_picture(data, name="a.png", size=(64, 32)).size == (32, 64)
     with pytest.raises(DataError, match=r"gone\.jpg: cannot be read"):
-        Picture(tmp_path / "gone.png", "", "gone.jpg", square(64)).read()
+        Picture(tmp_path / "gone.png", "", "gone.jpg", uncut((64, 64))).read()
 
 
 def pictures(folder: Path, contents: dict[str, str]) -> list[Picture]:
     """Pictures by name of the given content, of the concept that their name begins with."""
     for name, content in contents.items():
         (folder / name).write_text(content)
-    return [Picture(folder / n, n, n, square(64), concept=n[0]) for n in contents]
+    return [Picture(folder / n, n, n, uncut((64, 64)), concept=n[0]) for n in contents]
 
 
 def test_held_out_pictures_are_chosen_by_seed_and_content_and_never_trained_on(tmp_path: Path):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubebooth_api.artifacts import Artifact
 from kubebooth_store import fetch
@@ -20,6 +20,7 @@ from tests.unit.worker.corpus import encoded, exif, picture
 BUCKETS = {"buckets": {"step": 16, "maxAspectRatio": 2.0}, "minImages": 1, "minEdge": 16}
 
 
+@settings(deadline=None)
 @given(
     resolution=st.integers(2, 32).map(lambda n: n * 64),
     step=st.sampled_from([8, 16, 64, 128]),
@@ -42,6 +43,7 @@ def test_the_buckets_of_sdxl_are_those_people_know() -> None:
     assert {(1024, 1024), (896, 1152), (832, 1216), (768, 1344), (1344, 768)} <= shapes
 
 
+@settings(deadline=None)
 @given(
     height=st.integers(16, 5000), width=st.integers(16, 5000), resolution=st.sampled_from([64, 512])
 )

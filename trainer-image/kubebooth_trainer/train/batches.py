@@ -1,20 +1,23 @@
 """Which pictures, noise and timesteps an update sees: a pure function of its number.
 
-Everything is keyed by the global number of the sample, so the cut into batches, a restart or the
-pictures' order on disk change nothing.
+Everything is keyed by the global number of the sample, so a restart changes nothing; which sample
+stands in which batch is told by `order`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from kubebooth_api.v1alpha1.training import Training
 from torch import Tensor
 
+from kubebooth_trainer.errors import InternalFault
 from kubebooth_trainer.families.door import Geometry, LatentNormal, Model
 from kubebooth_trainer.train import draws
+from kubebooth_trainer.train.order import Seating
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass: instance samples first, then as many class samples, or none."""
+    """One forward pass over pictures of one shape: instance samples first, then as many class
+    samples, or none."""
 
     latents: Tensor
     """float32 [n, channels, h, w], scaled."""
@@ -45,7 +49,7 @@ class Batch:
 
 
 class Feed:
-    """Makes the batches of every stage."""
+    """Makes the batches of stages that train on the same pictures."""
 
     def __init__(
         self,
@@ -57,26 +61,36 @@ class Feed:
         device: torch.device,
     ) -> None:
         self._model, self._training, self._device = model, training, device
-        self._instances, self._classes = instances, classes
+        self._instances = instances
+        self._classes: dict[tuple[int, int], list[Example]] = {}
+        for example in classes:
+            self._classes.setdefault(example.geometry.target, []).append(example)
+        self._seatings: dict[str, Seating] = {}
         self._orders: dict[str, draws.Order] = {}
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Every prompt that a batch may ask for; with shuffled captions there are more."""
+        """The prompts that batches ask for, as far as they can be told; shuffled ones cannot."""
+        asked = [example.prompt for example in chain(*self._classes.values())]
+        asked += [example.prompt for example in self._instances if self._is_fixed(example.prompt)]
         empty = ("",) if self._training.caption_dropout > 0 else ()
-        asked = [example.prompt for example in (*self._instances, *self._classes)]
         return tuple(dict.fromkeys((*asked, *empty)))
 
     def batch(self, stage: str, step: int, *, part: int) -> Batch:
         """The forward pass number `part` of the update number `step` (from 0) of a stage."""
-        size, accumulation = self._training.batch_size, self._training.gradient_accumulation
-        first = (step * accumulation + part) * size
-        kinds = ("instance", "class") if self._classes else ("instance",)
+        seats = self._seating(stage).batch(step * self._training.gradient_accumulation + part)
         samples = [
-            self._sample(kind, stage, number)
-            for kind in kinds
-            for number in range(first, first + size)
+            self._sample(self._instances[seat.place], "instance", stage, seat.number)
+            for seat in seats
         ]
+        if self._classes:
+            samples += [
+                self._sample(
+                    self._company(stage, seat.company, samples[0].geometry.target),
+                    "class", stage, seat.number,
+                )
+                for seat in seats
+            ]  # fmt: skip
         return Batch(
             latents=torch.stack([sample.latents for sample in samples]).to(self._device),
             noise=torch.stack([sample.noise for sample in samples]).to(self._device),
@@ -87,13 +101,12 @@ class Feed:
             ).to(self._device),
             geometry=tuple(sample.geometry for sample in samples),
             prompts=tuple(sample.prompt for sample in samples),
-            instances=size,
+            instances=len(seats),
             names=tuple(sample.name for sample in samples),
         )
 
-    def _sample(self, kind: str, stage: str, number: int) -> _Sample:
+    def _sample(self, example: Example, kind: str, stage: str, number: int) -> _Sample:
         seed, dropout = self._training.seed, self._training.caption_dropout
-        example = self._pick(kind, stage, number)
         shape = example.latent.mean.shape
 
         def normal(purpose: str, size: Sequence[int] = shape) -> Tensor:
@@ -125,14 +138,32 @@ class Feed:
         )
         return ", ".join([*parts[:kept], *(parts[kept:][place] for place in places)])
 
-    def _pick(self, kind: str, stage: str, number: int) -> Example:
-        pool = self._instances if kind == "instance" else self._classes
-        purpose = f"{kind} order {stage}"
+    def _is_fixed(self, prompt: str) -> bool:
+        """Whether a caption reaches the text encoder as it is written."""
+        return not self._training.caption_shuffle or "," not in prompt
+
+    def _seating(self, stage: str) -> Seating:
+        if stage not in self._seatings:
+            self._seatings[stage] = Seating(
+                [example.geometry.target for example in self._instances],
+                batch_size=self._training.batch_size,
+                seed=self._training.seed,
+                purpose=f"instance order {stage}",
+            )
+        return self._seatings[stage]
+
+    def _company(self, stage: str, nth: int, size: tuple[int, int]) -> Example:
+        """The class picture for the sample number `nth` of a shape."""
+        pool = self._classes.get(size)
+        if not pool:
+            raise InternalFault(f"no class image is {size[1]}x{size[0]} px, but training pictures")
+        one_shape = len(self._classes) == 1
+        purpose = f"class order {stage}" + ("" if one_shape else f" {size[1]}x{size[0]}")
         if purpose not in self._orders:
             self._orders[purpose] = draws.Order(
                 len(pool), seed=self._training.seed, purpose=purpose
             )
-        return pool[self._orders[purpose].at(number)]
+        return pool[self._orders[purpose].at(nth)]
 
 
 @dataclass(frozen=True)

@@ -297,12 +297,13 @@ def _validation_loss(metadata: Mapping[str, Any]) -> float | None:
 
 def _position(told: Mapping[str, Any]) -> Position | None:
     """A position from JSON, or None when it is none."""
-    step, text_steps = told.get("step"), told.get("text_steps")
-    if not isinstance(step, int) or not isinstance(text_steps, int):
+    counts = [told.get("step"), told.get("text_steps"), told.get("concept_steps", 0)]
+    step, text_steps, concept_steps = (n if isinstance(n, int) else -1 for n in counts)
+    if min(step, text_steps, concept_steps) < 0:
         return None
     for name in ORDER:
         if told.get("name") == name:
-            return Position(name, step, text_steps)
+            return Position(name, step, text_steps, concept_steps)
     return None
 
 

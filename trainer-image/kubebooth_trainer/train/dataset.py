@@ -153,9 +153,9 @@ def read_snapshot(folder: Path, *, resolution: int) -> Snapshot:
     )
 
 
-def square(edge: int) -> Geometry:
-    """The geometry of a picture that was made as a square and never cut."""
-    return Geometry(original=(edge, edge), crop=(0, 0), target=(edge, edge))
+def uncut(size: tuple[int, int]) -> Geometry:
+    """The geometry of a picture that was made at this (height, width) and never cut."""
+    return Geometry(original=size, crop=(0, 0), target=size)
 
 
 def open_picture(data: bytes, *, name: str, size: tuple[int, int]) -> Image.Image:
@@ -209,7 +209,7 @@ def _picture(
         raise DataError(f"dataset: file {image.file!r} leaves the snapshot's folder")
     if image.concept not in concepts:
         raise DataError(f"dataset: {image.file} belongs to no concept of {DATASET}")
-    told, geometry = image.geometry, square(resolution)
+    told, geometry = image.geometry, uncut((resolution, resolution))
     if told is not None:
         geometry = Geometry(original=told.original, crop=told.crop, target=told.target)
     height, width = geometry.target

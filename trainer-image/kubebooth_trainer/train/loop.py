@@ -10,11 +10,12 @@ from kubebooth_api.v1alpha1.training import Training
 from torch import Tensor
 
 from kubebooth_trainer.errors import ConfigurationError
-from kubebooth_trainer.families.door import Conditioning, Model, Weighting
+from kubebooth_trainer.families.door import Model, Weighting
 from kubebooth_trainer.train import draws
 from kubebooth_trainer.train.batches import Batch, Feed, prior_loss
 from kubebooth_trainer.train.stages import Stage
 from kubebooth_trainer.train.updates import Updates
+from kubebooth_trainer.train.words import Words
 
 
 @dataclass(frozen=True)
@@ -25,40 +26,6 @@ class Reading:
     """Updates of the stage that are done."""
     loss: float
     learning_rate: float
-
-
-MOST_WORDS = 4096
-"""Embeddings kept while the text encoder is frozen; about 1 GB for Stable Diffusion 1.5."""
-
-
-class Words:
-    """Text conditioning of batches: computed once per prompt while the text encoder is frozen,
-    and once per distinct prompt of a batch while it learns."""
-
-    def __init__(self, model: Model, prompts: Sequence[str], *, frozen: bool) -> None:
-        self._model, self._frozen = model, frozen
-        self._known: dict[str, Conditioning] = {}
-        for prompt in prompts if frozen else ():
-            self._one(prompt)
-
-    def _one(self, prompt: str) -> Conditioning:
-        if prompt not in self._known:
-            if len(self._known) >= MOST_WORDS:
-                self._known.pop(next(iter(self._known)))
-            with torch.no_grad():
-                # By itself: a prompt's embedding must not depend on its neighbours.
-                embedded = self._model.embed([prompt])
-                self._known[prompt] = {name: tensor[0] for name, tensor in embedded.items()}
-        return self._known[prompt]
-
-    def of(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of a batch, in the order of its prompts."""
-        if self._frozen:
-            known = [self._one(prompt) for prompt in prompts]
-            return {name: torch.stack([one[name] for one in known]) for name in known[0]}
-        distinct = list(dict.fromkeys(prompts))
-        places = [distinct.index(prompt) for prompt in prompts]
-        return {name: t[places] for name, t in self._model.embed(distinct).items()}
 
 
 def train_stage(
@@ -119,9 +86,9 @@ def _explained(
 ) -> ConfigurationError:
     names = list(dict.fromkeys(name for batch in parts for name in batch.names))
     shown = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
-    part = "textEncoder" if stage.name == "TextEncoder" else "denoiser"
+    fields = {"TextEncoder": "textEncoder", "Concept": "conceptStage", "Denoiser": "denoiser"}
     return ConfigurationError(
         f"{error.message} at step {step + 1} of {stage.name} (pictures: {shown}); lower"
-        f" training.{part}.learningRate, or set training.mixedPrecision: Bf16 or No",
+        f" training.{fields[stage.name]}.learningRate, or set training.mixedPrecision: Bf16 or No",
         reason=error.reason,
     )

@@ -80,20 +80,19 @@ def _refuse_for_diffusion(run: TrainRun) -> None:
 
 def _absent(run: TrainRun) -> dict[str, bool]:
     """Fields that nothing in this version reads → whether they are set."""
-    training, stage = run.training, run.training.text_encoder
-    prior = training.prior_preservation
+    training = run.training
     return {
-        "training.textEncoder.resolution": stage.resolution not in (None, run.resolution),
-        "training.priorPreservation.sources": bool(prior and prior.sources)
-        or run.class_images is not None,
-        "training.conceptStage": training.concept_stage is not None,
         "training.memory.quantizedBase": training.memory.quantized_base != "None",
         "training.compile": training.compile,
+        "trackers.tensorBoard": run.trackers.tensor_board,
+        "trackers.mlflow": run.trackers.mlflow is not None,
+        "trackers.wandb": run.trackers.wandb is not None,
     }
 
 
 def _refuse_contradictions(run: TrainRun) -> None:
     training = run.training
+    refuse_unprepared(run)
     if training.ema is not None and training.denoiser.steps == 0:
         raise ConfigurationError(
             "training.ema averages the denoiser, which is not trained with"
@@ -140,6 +139,28 @@ def _refuse_contradictions(run: TrainRun) -> None:
     if len(wanted) > MOST_ARTIFACTS:
         raise ConfigurationError(
             f"outputs asks for {len(wanted)} Diffusers artifacts; at most {MOST_ARTIFACTS} fit"
+        )
+
+
+def refuse_unprepared(run: TrainRun) -> None:
+    """Raise `ConfigurationError` when pictures that a stage needs were not prepared for it."""
+    training = run.training
+    edge = training.text_encoder.resolution
+    if edge is not None and edge > run.resolution:
+        raise ConfigurationError(
+            f"training.textEncoder.resolution {edge} is above the session's {run.resolution}:"
+            " pictures would be enlarged; lower it, or raise training.resolution"
+        )
+    prior = training.prior_preservation
+    if prior is not None and prior.sources and run.class_images is None:
+        raise ConfigurationError(
+            "training.priorPreservation.sources: these pictures were not prepared; prepare them as"
+            " classSources and name what the report tells as classImages of the Run"
+        )
+    if training.concept_stage is not None and run.concept_images is None:
+        raise ConfigurationError(
+            "training.conceptStage.sources: these pictures were not prepared; prepare them as"
+            " conceptSources and name what the report tells as conceptImages of the Run"
         )
 
 

@@ -15,13 +15,11 @@ from kubebooth_store import Store, fetch
 from kubebooth_trainer.errors import OutOfMemory
 from kubebooth_trainer.families.door import Model, Placement
 from kubebooth_trainer.reporter import Reporter
-from kubebooth_trainer.train.batches import Feed
 from kubebooth_trainer.train.checkpoints import Checkpoints, State
-from kubebooth_trainer.train.class_images import class_images
 from kubebooth_trainer.train.dataset import Picture, Snapshot, hold_out, read_snapshot
 from kubebooth_trainer.train.device import choose_memory, make_repeatable, place
+from kubebooth_trainer.train.feeds import Feeds, Place, Sources, find_sources, gather
 from kubebooth_trainer.train.finish import finish
-from kubebooth_trainer.train.latents import examples
 from kubebooth_trainer.train.lora import LowRank
 from kubebooth_trainer.train.meter import Meter
 from kubebooth_trainer.train.publish import find_published
@@ -29,8 +27,7 @@ from kubebooth_trainer.train.record import Record
 from kubebooth_trainer.train.refusals import family_of, refuse_other_base, refuse_unsupported
 from kubebooth_trainer.train.samples import BEFORE_AFTER, sample_prompts, samples_prefix
 from kubebooth_trainer.train.session import Bench, continue_from, hints_of, run_stage
-from kubebooth_trainer.train.stages import Stage, plan_stages, rank, trained_parts
-from kubebooth_trainer.train.trackers import Trackers
+from kubebooth_trainer.train.stages import Stage, is_over, plan_stages, trained_parts
 from kubebooth_trainer.train.validation import Validation
 from kubebooth_trainer.train.weights import OwnWeights, Weights
 from kubebooth_trainer.train.work import Work, work_of
@@ -50,8 +47,6 @@ class TrainOutcome:
     memory_profile: str
     hints: tuple[str, ...] = ()
     """What the losses suggest."""
-    notes: tuple[str, ...] = ()
-    """What went wrong beside the training, in words."""
 
 
 def train(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> TrainOutcome:
@@ -98,7 +93,7 @@ def _train(
 ) -> TrainOutcome:
     make_repeatable()
     reporter.advance(stages[0].name, 0, stages[0].steps, percentage=5)
-    fetch(
+    base = fetch(
         store, store.key_of(run.base_model.uri), workdir / "base",
         expect_digest=run.base_model.digest,
     )  # fmt: skip
@@ -117,25 +112,21 @@ def _train(
     profile = choose_memory(
         model, stages, training=run.training, resolution=run.resolution, placement=placement
     )
-    work = work_of(run, stages, prompts=len(sample_prompts(run, snapshot)))
+    sources = find_sources(run, snapshot, held_out, store=store, workdir=workdir)
+    work = work_of(run, stages, prompts=len(sample_prompts(run, snapshot)), painted=sources.painted)
     meter = Meter(reporter, total=work.total)
     log.info("training %s in %s", run.digest, profile)
-    with (
-        Trackers(run, stages, store=store, folder=workdir / "trackers") as trackers,
-        _checkpoints(run, store=store, reporter=reporter, workdir=workdir) as checkpoints,
-    ):
+    with _checkpoints(run, store=store, reporter=reporter, workdir=workdir) as checkpoints:
         state = checkpoints.resume(stages)
-        feed = _feed(
-            run, model, placement, snapshot=snapshot, stages=stages, state=state, store=store,
-            reporter=reporter, workdir=workdir, meter=meter, work=work,
-        )  # fmt: skip
+        place_of_work = Place(model, placement, base, store, reporter, workdir)
+        feeds = _feeds(run, sources, stages, state, place_of_work, meter=meter, work=work)
         bench = Bench(
             run=run,
             stages=stages,
             placement=placement,
             model=model,
             weights=_weights(run, model, stages),
-            feed=feed,
+            feeds=feeds,
             snapshot=snapshot,
             store=store,
             reporter=reporter,
@@ -144,26 +135,17 @@ def _train(
             record=Record(state.losses, state.validations) if state else Record(),
             meter=meter,
             work=work,
-            trackers=trackers,
-            validation=_validation(run, model, placement, held_out),
+            validation=_validation(run, model, placement, feeds),
         )
         continue_from(bench, state)
         for stage in stages:
-            if state is not None and rank(state.position) > (_order(stage), stage.steps):
+            if state is not None and is_over(stage, state.position):
                 meter.skip(work.update(stage) * stage.steps)
                 continue
             updates = run_stage(bench, stage, state)
         checkpoints.wait()
         artifacts, samples = finish(bench, updates)
-        trackers.close()
-        return TrainOutcome(
-            checkpoints.newest,
-            artifacts,
-            samples,
-            profile,
-            hints=hints_of(bench),
-            notes=trackers.notes,
-        )
+        return TrainOutcome(checkpoints.newest, artifacts, samples, profile, hints=hints_of(bench))
 
 
 def _weights(run: TrainRun, model: Model, stages: tuple[Stage, ...]) -> Weights:
@@ -184,60 +166,39 @@ def _split(whole: Snapshot, run: TrainRun) -> tuple[Snapshot, tuple[Picture, ...
 
 
 def _validation(
-    run: TrainRun, model: Model, placement: Placement, held_out: tuple[Picture, ...]
+    run: TrainRun, model: Model, placement: Placement, feeds: Feeds | None
 ) -> Validation | None:
     """What measures the loss on held-out pictures, if any are."""
-    if not held_out or run.training.denoiser.steps == 0:
+    if feeds is None or not feeds.held_out or run.training.denoiser.steps == 0:
         return None
-    return Validation(
-        model,
-        examples(model, [replace(picture, repeats=1) for picture in held_out]),
-        training=run.training,
-        device=placement.device,
-    )
+    return Validation(model, feeds.held_out, training=run.training, device=placement.device)
 
 
-def _feed(
+def _feeds(
     run: TrainRun,
-    model: Model,
-    placement: Placement,
-    *,
-    snapshot: Snapshot,
+    sources: Sources,
     stages: tuple[Stage, ...],
     state: State | None,
-    store: Store,
-    reporter: Reporter,
-    workdir: Path,
+    place_of_work: Place,
+    *,
     meter: Meter,
     work: Work,
-) -> Feed | None:
+) -> Feeds | None:
     """The batches of what is left to train, or None when every update is done."""
     last = stages[-1]
     if state and (state.position.name, state.position.step) == (last.name, last.steps):
         meter.skip(work.class_images)
         return None
-    prior = run.training.prior_preservation
-    painted: tuple[Picture, ...] = ()
-    if prior is not None:
-        present = 0
+    present, total = 0, sources.painted
 
-        def tell(done: int) -> None:
-            nonlocal present
-            meter.add(work.class_images * (done - present) / prior.num_images)
-            present = done
-            meter.tell("ClassImages", done, prior.num_images)
+    def tell(done: int) -> None:
+        nonlocal present
+        meter.add(work.class_images * (done - present) / total)
+        present = done
+        meter.tell("ClassImages", done, total)
 
-        painted = class_images(
-            run, prior, model=model, store=store, folder=workdir / "class-images",
-            stop=reporter.stop, on_done=tell,
-        )  # fmt: skip
-    return Feed(
-        model,
-        instances=examples(model, snapshot.pictures),
-        classes=examples(model, painted),
-        training=run.training,
-        device=placement.device,
-    )
+    left = [stage for stage in stages if state is None or not is_over(stage, state.position)]
+    return gather(run, sources, left, place_of_work, on_painted=tell)
 
 
 def _checkpoints(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> Checkpoints:
@@ -271,7 +232,3 @@ def _found(
 
 def _run_prefix(run: TrainRun) -> str:
     return layout.run(layout.session(run.session.namespace, run.session.name), run.digest)
-
-
-def _order(stage: Stage) -> int:
-    return 0 if stage.name == "TextEncoder" else 1

@@ -14,13 +14,13 @@ from torch import Tensor
 from kubebooth_trainer.errors import DataError, InternalFault, Preempted
 from kubebooth_trainer.families.door import Model, Placement
 from kubebooth_trainer.reporter import Reporter
-from kubebooth_trainer.train.batches import Feed
 from kubebooth_trainer.train.checkpoints import Checkpoints, State
 from kubebooth_trainer.train.dataset import Snapshot
+from kubebooth_trainer.train.feeds import Feeds
 from kubebooth_trainer.train.hints import Course, hints
-from kubebooth_trainer.train.loop import Reading, Words, train_stage
+from kubebooth_trainer.train.loop import Reading, train_stage
 from kubebooth_trainer.train.meter import Meter, Speed
-from kubebooth_trainer.train.record import Record, spacing
+from kubebooth_trainer.train.record import Record
 from kubebooth_trainer.train.samples import (
     CONTACT_SHEET,
     already_published,
@@ -31,11 +31,11 @@ from kubebooth_trainer.train.samples import (
     samples_prefix,
 )
 from kubebooth_trainer.train.sheets import contact_sheet
-from kubebooth_trainer.train.stages import Part, Position, Stage, text_steps_before
-from kubebooth_trainer.train.trackers import Trackers
+from kubebooth_trainer.train.stages import Part, Stage, keeps_before, position_at
 from kubebooth_trainer.train.updates import Facts, Updates
 from kubebooth_trainer.train.validation import Validation
 from kubebooth_trainer.train.weights import Weights
+from kubebooth_trainer.train.words import Words
 from kubebooth_trainer.train.work import Work
 
 
@@ -48,7 +48,7 @@ class Bench:
     placement: Placement
     model: Model
     weights: Weights
-    feed: Feed | None
+    feeds: Feeds | None
     """None when every update is done."""
     snapshot: Snapshot
     store: Store
@@ -58,7 +58,6 @@ class Bench:
     record: Record
     meter: Meter
     work: Work
-    trackers: Trackers
     validation: Validation | None = None
 
 
@@ -92,15 +91,15 @@ def run_stage(bench: Bench, stage: Stage, state: State | None) -> Updates:
 
 
 def _train(bench: Bench, stage: Stage, updates: Updates, first: int) -> None:
-    if bench.feed is None:
+    if bench.feeds is None:
         raise InternalFault(f"no pictures were loaded although {stage.name} is not finished")
-    frozen = "textEncoder" not in stage.parts
-    words = Words(bench.model, bench.feed.prompts, frozen=frozen)
+    learned = keeps_before(bench.stages, stage, "textEncoder")
+    words = bench.feeds.words(stage, trained=bench.weights.of("textEncoder") if learned else {})
     speed = Speed(bench.run.training.batch_size * bench.run.training.gradient_accumulation)
     for reading in train_stage(
         stage,
         model=bench.model,
-        feed=bench.feed,
+        feed=bench.feeds.of(stage),
         words=words,
         updates=updates,
         training=bench.run.training,
@@ -137,20 +136,13 @@ def _record(bench: Bench, stage: Stage, reading: Reading) -> None:
 
 def _tell(bench: Bench, stage: Stage, reading: Reading, speed: Speed) -> None:
     bench.meter.add(bench.work.update(stage))
-    pace = speed.tick()
-    if reading.step % spacing(stage.steps) == 0 or reading.step == stage.steps:
-        told = {"loss": reading.loss, "learning_rate": reading.learning_rate}
-        measured = bench.record.validated_at(stage.name, reading.step)
-        if measured is not None:
-            told["validation_loss"] = measured
-        bench.trackers.told(stage.name, reading.step, {**told, "images_per_second": pace})
     bench.meter.tell(
         stage.name,
         reading.step,
         stage.steps,
         loss=bench.record.smoothed,
         learning_rate=reading.learning_rate,
-        images_per_second=pace,
+        images_per_second=speed.tick(),
         validation_loss=bench.record.validation_loss,
     )
 
@@ -196,10 +188,9 @@ def _save(bench: Bench, stage: Stage, updates: Updates, step: int) -> None:
     for part in _kept_parts(bench.stages, stage.name):
         tensors |= {f"weights/{name}": weight for name, weight in bench.weights.of(part).items()}
     facts = asdict(updates.facts)
-    bench.trackers.saved(bench.record)
     bench.checkpoints.save(
         State(
-            position=Position(stage.name, step, text_steps_before(bench.stages, stage)),
+            position=position_at(bench.stages, stage, step),
             tensors=tensors,
             facts={"lossScale": facts["loss_scale"], "goodUpdates": facts["good_updates"]},
             losses=bench.record.points,
@@ -232,7 +223,6 @@ def _show(bench: Bench, stage: Stage, step: int) -> None:
             subtitle=f"{stage.name}, run {bench.run.digest[7:19]}",
         )
         publish_samples(bench.store, prefix, {CONTACT_SHEET: sheet})
-    bench.trackers.painted(stage.name, step)
     bench.reporter.painted(bench.store.uri_of(f"{prefix}/{CONTACT_SHEET}"))
 
 

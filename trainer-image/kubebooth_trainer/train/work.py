@@ -18,6 +18,8 @@ class Work:
     """Cost of each piece of a run, in forward passes of one sample."""
 
     samples_per_update: int
+    """Of stages with class images, if there are any."""
+    pictures_per_update: int
     class_images: float
     picture: float
     """One sample picture."""
@@ -36,24 +38,30 @@ class Work:
 
     def update(self, stage: Stage) -> float:
         """One update of a stage."""
-        return self.samples_per_update * _factor(stage)
+        concept = stage.name == "Concept"
+        return (self.pictures_per_update if concept else self.samples_per_update) * _factor(stage)
 
 
-def work_of(run: TrainRun, stages: tuple[Stage, ...], *, prompts: int) -> Work:
-    """The work of a run from its very start."""
+def work_of(run: TrainRun, stages: tuple[Stage, ...], *, prompts: int, painted: int) -> Work:
+    """The work of a run from its very start; `painted` class images are not given."""
     training, samples = run.training, run.samples
     prior = training.prior_preservation
-    each = training.batch_size * training.gradient_accumulation * (2 if prior else 1)
-    class_images = prior.num_images * prior.inference_steps * 2.0 if prior else 0.0
+    alone = training.batch_size * training.gradient_accumulation
+    each = alone * (2 if prior else 1)
+    class_images = painted * prior.inference_steps * 2.0 if prior else 0.0
     pictures = prompts * samples.images_per_prompt
     checks = sum(
         (stage.steps - 1) // samples.every_steps
         for stage in stages
         if stage.name == "Denoiser" and samples.every_steps
     )
-    updates = sum(each * _factor(stage) * stage.steps for stage in stages)
+    updates = sum(
+        (alone if stage.name == "Concept" else each) * _factor(stage) * stage.steps
+        for stage in stages
+    )
     return Work(
         samples_per_update=each,
+        pictures_per_update=alone,
         class_images=class_images,
         picture=samples.inference_steps * 2.0,
         checks=checks * pictures,
