@@ -26,6 +26,11 @@ from kubebooth_trainer.families.files import read_json, weight_files
 PREFIX, PROJECTION = "text_model.", "text_projection."
 POSITIONS = "embeddings.position_ids"
 LONGEST_PROMPT = 77
+TOKENIZER = "tokenizer.json"
+TOKENIZER_STEPS = (
+    "truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"
+)  # fmt: skip
+TOKENIZER_FACTS = ("version", "added_tokens", "model")
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,13 +53,39 @@ def fitting(expected: set[str]) -> networks.Rename:
 
 def load_tokenizer(folder: Path, component: str = "tokenizer") -> Any:
     """The CLIP tokenizer of a layout. Raises `DataError`."""
+    if (folder / component / TOKENIZER).is_file():
+        _check_tokenizer(read_json(folder, f"{component}/{TOKENIZER}"), component)
     try:
         return CLIPTokenizer.from_pretrained(folder / component, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *networks.MALFORMED) as error:
         raise DataError(
             f"base model: the folder {component}/ cannot be read ({error}); it needs vocab.json and"
             " merges.txt, or tokenizer.json"
         ) from error
+
+
+def _check_tokenizer(content: Mapping[str, Any], component: str) -> None:
+    """Its reader raises a bare `Exception` over a malformed file, so the form is looked at here."""
+    model = content.get("model")
+    steps = [content.get(name) for name in TOKENIZER_STEPS]
+    sound = (
+        set(content) <= {*TOKENIZER_STEPS, *TOKENIZER_FACTS}
+        and content.get("version") == "1.0"
+        and isinstance(model, dict)
+        and isinstance(model.get("vocab"), dict)
+        and isinstance(model.get("merges"), list)
+        and all(step is None or _is_step(step) for step in steps)
+        and all(isinstance(token, dict) for token in content.get("added_tokens") or ())
+    )
+    if not sound:
+        raise DataError(
+            f"base model: {component}/{TOKENIZER} is no tokenizer as the tokenizers library writes"
+            " it; upload the model again"
+        )
+
+
+def _is_step(step: Any) -> bool:
+    return isinstance(step, dict) and bool({"type", "strategy", "max_length"} & set(step))
 
 
 def load_text_encoder(
@@ -66,7 +97,7 @@ def load_text_encoder(
     projection: bool = False,
 ) -> nn.Module:
     """The CLIP text encoder. Raises `DataError` when keys or shapes do not match."""
-    config = read_json(folder, f"{component}/config.json")
+    config = networks.read_config(folder, component)
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
 
     def make() -> nn.Module:

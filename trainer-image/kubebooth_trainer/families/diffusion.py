@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kubebooth_trainer.errors import ConfigurationError, DataError
 
+MOST_TIMESTEPS = 100_000
 Prediction = Literal["epsilon", "v_prediction"]
 
 
@@ -21,8 +22,7 @@ def alphas_cumprod(config: Mapping[str, Any], *, zero_terminal_snr: bool = False
 
     Raises `DataError` for a schedule that is not `linear` or `scaled_linear`.
     """
-    count = int(config.get("num_train_timesteps", 1000))
-    start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
+    count, start, end = _numbers(config)
     kind = config.get("beta_schedule", "linear")
     if config.get("trained_betas") is not None or kind not in ("linear", "scaled_linear"):
         raise DataError(
@@ -35,6 +35,19 @@ def alphas_cumprod(config: Mapping[str, Any], *, zero_terminal_snr: bool = False
         betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
     products = torch.cumprod(1.0 - betas, dim=0)
     return rescaled_to_zero_snr(products) if zero_terminal_snr else products
+
+
+def _numbers(config: Mapping[str, Any]) -> tuple[int, float, float]:
+    count = config.get("num_train_timesteps", 1000)
+    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    numbers = all(type(beta) in (int, float) and 0 < beta < 1 for beta in (start, end))
+    if type(count) is not int or not 1 < count <= MOST_TIMESTEPS or not numbers:
+        raise DataError(
+            "base model: scheduler/scheduler_config.json has num_train_timesteps"
+            f" {str(count)[:20]}, beta_start {str(start)[:20]} and beta_end {str(end)[:20]}, which"
+            " make no noise schedule"
+        )
+    return count, float(start), float(end)
 
 
 def rescaled_to_zero_snr(products: Tensor) -> Tensor:

@@ -100,6 +100,15 @@ class WeightFiles:
         return kinds.most_common(1)[0][0] if kinds else torch.float32
 
 
+def keys_of(path: Path, component: str) -> list[str]:
+    """Names of the tensors in one file. Raises `DataError`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _broken(f"{component}/{path.name}", error) from error
+
+
 def weight_files(folder: Path, component: str) -> WeightFiles:
     """The component's safetensors: in one file or several under an index, plain before fp16.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from kubebooth_trainer.errors import ConfigurationError, DataError
@@ -30,6 +31,21 @@ KEEP = (
     "gradient_checkpointing_disable",
 )
 """What Diffusers, Transformers and older Transformers call it."""
+
+MALFORMED = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    StrictDataclassError,
+)
+"""What Diffusers and Transformers raise over a config that describes no network."""
+MOST_LAYERS, LONGEST_LIST = 512, 64
+"""More of them a config cannot ask for: building them would go on for ever."""
 
 
 def _same(key: str) -> str:
@@ -64,6 +80,22 @@ def recompute(networks: Iterable[nn.Module], *, on: bool) -> None:
         getattr(network, next(name for name in names if hasattr(network, name)))()
 
 
+def read_config(folder: Path, component: str) -> dict[str, Any]:
+    """The config.json of a network. Raises `DataError` when it asks for endless layers."""
+    config = read_json(folder, f"{component}/config.json")
+    for key, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        endless = "layers" in key and any(
+            isinstance(number, int | float) and not number <= MOST_LAYERS for number in numbers
+        )
+        if endless or len(numbers) > LONGEST_LIST:
+            raise DataError(
+                f"base model: {component}/config.json has {key} {str(value)[:60]}, which no network"
+                " has; upload the model again"
+            )
+    return config
+
+
 def load_network(
     folder: Path,
     component: str,
@@ -74,7 +106,7 @@ def load_network(
     rename: Rename = _same,
 ) -> Any:
     """A network of Diffusers, of class `kind`. Raises `DataError` when keys or shapes differ."""
-    config = read_json(folder, f"{component}/config.json")
+    config = read_config(folder, component)
 
     def make() -> nn.Module:
         with torch.device("meta"):
@@ -107,7 +139,7 @@ def build(
             if (new := name(key)) is not None
         }
         network.load_state_dict(tensors, strict=True, assign=True)
-    except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+    except MALFORMED as error:
         raise DataError(
             f"base model: {weights.component}/ does not hold the weights its config.json describes"
             f" ({str(error)[:300]})"

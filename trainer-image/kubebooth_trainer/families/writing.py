@@ -47,7 +47,7 @@ def write_layout(
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(base / files.MODEL_INDEX, folder / files.MODEL_INDEX)
     for name in sorted(index):
-        if name.startswith("_") or "/" in name or not (base / name).is_dir():
+        if not name.isidentifier() or name.startswith("_") or not (base / name).is_dir():
             continue
         (folder / name).mkdir()
         _copy_plain(base / name, folder / name)
@@ -85,7 +85,7 @@ def _copy_weights(
         table = {
             key: name
             for path, name in zip(weights.paths, names, strict=True)
-            for key, _ in files.WeightFiles(component, (path,)).tensors()
+            for key in files.keys_of(path, component)
         }
         size = sum(path.stat().st_size for path in weights.paths)
         _write_index(target / f"{stem}.safetensors{INDEX}", table, size=size)

@@ -16,7 +16,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from kubebooth_trainer.errors import DataError
 from kubebooth_trainer.families import clip, networks
 from kubebooth_trainer.families.door import Conditioning
-from kubebooth_trainer.families.files import read_json, weight_files
+from kubebooth_trainer.families.files import weight_files
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
 LONGEST_PROMPT = 512
@@ -74,7 +74,7 @@ def load_t5_tokenizer(folder: Path) -> Any:
 
 def load_t5(folder: Path, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The frozen encoder of T5. Raises `DataError` when keys or shapes do not match."""
-    config = read_json(folder, f"{SECOND}/config.json")
+    config = networks.read_config(folder, SECOND)
 
     def make() -> nn.Module:
         with torch.device("meta"):
