@@ -187,7 +187,8 @@ def _train(terms: _Terms, known: Facts, train: Work) -> _Course:
     session, now = terms.context.seen, terms.context.now
     known = facts.with_run(known, train)
     job = session.jobs.get(TRAIN)
-    newest = next((p.report for p in reversed(job.pods) if p.report), None) if job else None
+    pods = job.pods if job is not None and job.target == train.target else ()
+    newest = next((pod.report for pod in reversed(pods) if pod.report), None)
     known = facts.with_profile(known, newest, resolution=asked.resolution_of(terms.spec))
     if not facts.is_trained(known, train):
         names = frozenset(output.name for output in asked.exported(terms.spec))

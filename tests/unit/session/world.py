@@ -37,6 +37,8 @@ class World:
     next_exit: Callable[[str], int] = lambda stage: 0
     hold: Callable[[str], bool] = lambda stage: False
     """Whether the running worker of a stage goes on running."""
+    asked: list[TrainRun] = field(default_factory=list)
+    """Every train run that a worker carried out."""
     trained: list[tuple[str, int]] = field(default_factory=list)
     """Run digest and steps of every training that was carried out to the end."""
     fetched: list[FetchRun] = field(default_factory=list)
@@ -214,6 +216,7 @@ class World:
         steps = run.training.text_encoder.steps + run.training.denoiser.steps
         if not any(digest == run.digest and done >= steps for digest, done in self.trained):
             self.trained.append((run.digest, steps))
+        self.asked.append(run)
         digest = digest_json([run.digest, steps])
         uri = f"{run.store.uri}/runs/{run.digest[7:19]}"
         return {
@@ -236,6 +239,8 @@ class World:
                 created_at=self.simulator.now.replace(microsecond=0),
             ),
             "samples": f"{uri}/grid.png",
+            "hints": ("the validation loss rises from step 15: stop there",),
+            "memory_profile": "checkpointing",
         }
 
 
@@ -283,7 +288,16 @@ def prepared(run: PrepareRun) -> dict[str, Any]:
             digest=run.fetched.digest if run.fetched else digest_json(asked["baseModel"]),
             size=9,
         ),
+        "class_images": _pictures(run, "class-images", run.class_sources),
+        "concept_images": _pictures(run, "concepts", run.concept_sources),
     }
+
+
+def _pictures(run: PrepareRun, folder: str, sources: tuple[Any, ...]) -> Artifact | None:
+    if not sources:
+        return None
+    digest = digest_json([source.dump() for source in sources])
+    return Artifact(name=folder, uri=f"{run.store.uri}/{folder}/x", digest=digest, size=4)
 
 
 def jobs_outlive_their_pods(server: MemoryServer) -> None:
