@@ -253,6 +253,51 @@ def test_magnitudes_of_dora_go_both_ways(tmp_path: Path) -> None:
     assert content(tmp_path / "back.safetensors") == content(tmp_path / "kohya.safetensors")
 
 
+def test_a_dora_of_diffusers_comes_back_as_it_was(layouts: dict[str, Path], tmp_path: Path) -> None:
+    """Convolutions included, whose magnitudes have ones around them."""
+    pipe = DiffusionPipeline.from_pretrained(layouts["sd15"])
+    pipe.unet.add_adapter(
+        LoraConfig(r=2, target_modules=["to_q", "conv1"], use_dora=True, init_lora_weights=False)
+    )
+    pipe.save_lora_weights(
+        tmp_path, unet_lora_layers=get_peft_model_state_dict(pipe.unet),
+        **_collate_lora_metadata({"unet": pipe.unet}),
+    )  # fmt: skip
+    source = tmp_path / "pytorch_lora_weights.safetensors"
+    assert any("magnitude" in name for name in load_file(source))
+    convert(source, tmp_path / "kohya.safetensors")
+    convert(tmp_path / "kohya.safetensors", tmp_path / "peft.safetensors", lora_dialect="Peft")
+    assert content(tmp_path / "peft.safetensors") == content(source)
+
+
+def test_sdxl_updates_with_the_names_of_its_single_file_are_read(
+    layouts: dict[str, Path], tmp_path: Path
+) -> None:
+    """By the published UNet, or by the very model where one is merged into."""
+    torch.manual_seed(2)
+    published = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    save_file(
+        {f"{published}.lora_down.weight": torch.ones(2, 640),
+         f"{published}.lora_up.weight": torch.ones(640, 2)},
+        tmp_path / "published.safetensors",
+    )  # fmt: skip
+    convert(tmp_path / "published.safetensors", tmp_path / "peft.safetensors",
+            lora_dialect="Peft", variant="sdxl")  # fmt: skip
+    path = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    assert f"{path}.lora_A.weight" in load_file(tmp_path / "peft.safetensors")
+    small = "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_q"
+    down, up = torch.randn(2, 32), torch.randn(32, 2)
+    save_file({f"{small}.lora_down.weight": down, f"{small}.lora_up.weight": up},
+              tmp_path / "small.safetensors")  # fmt: skip
+    update = Merged(open_local(tmp_path / "small.safetensors"))
+    convert(layouts["sdxl"], tmp_path / "merged.safetensors", merge_loras=(update,))
+    convert(layouts["sdxl"], tmp_path / "plain.safetensors")
+    base, found = (load_file(tmp_path / f"{name}.safetensors") for name in ("plain", "merged"))
+    name = "model.diffusion_model.input_blocks.3.1.transformer_blocks.0.attn1.to_q.weight"
+    assert torch.allclose(found[name], base[name] + up @ down, atol=1e-6)
+    assert {key for key in base if not torch.equal(base[key], found[key])} == {name}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_alpha_keeps_its_value_and_its_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = {

@@ -152,11 +152,9 @@ def _peft(read: Iterable[Group], options: Options) -> tuple[list[Planned], dict[
             written.append(_planned(f"{name}.lora_A.weight", layer.down, layer, options))
             written.append(_planned(f"{name}.lora_B.weight", _up(layer), layer, options))
             if layer.magnitude is not None:
-                flat = views.reshaped(layer.magnitude, layer.magnitude.shape[:1])
-                if len(layer.down.shape) > 2:
-                    flat = views.reshaped(
-                        flat, (1, *flat.shape, *(1,) * (len(layer.down.shape) - 2))
-                    )
+                ones = len(layer.down.shape) - 2
+                shape = (1, layer.up.shape[0], *(1,) * ones) if ones else layer.magnitude.shape
+                flat = views.reshaped(layer.magnitude, shape)
                 written.append(_planned(f"{name}.lora_magnitude_vector", flat, layer, options))
     told = {
         "format": "pt",

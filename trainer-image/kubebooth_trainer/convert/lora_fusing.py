@@ -106,8 +106,7 @@ def _joined_magnitudes(place: Place, layers: Sequence[Layer | None]) -> Tensor |
             " in the dialect Peft",
             reason="UnevenLora",
         )
-    flat = [views.reshaped(magnitude, magnitude.shape[:1]) for magnitude in have]
-    return views.as_one(flat, (sum(part.shape[0] for part in flat),))
+    return views.as_one(have, (sum(part.shape[0] for part in have),))
 
 
 def _same_down(layers: Sequence[Layer]) -> bool:

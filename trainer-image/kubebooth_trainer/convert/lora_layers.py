@@ -57,7 +57,7 @@ class Layer:
     alpha_dtype: str | None
     """Dtype that the file has alpha in; None where it has none."""
     magnitude: Tensor | None
-    """Of DoRA: length of each output's weights."""
+    """Of DoRA: length of each output's weights, [out]."""
     origins: tuple[str, ...]
 
     @property
@@ -84,8 +84,11 @@ class Group:
     """The whole update; its path is that of the first part."""
 
 
-def groups(opened: Opened, layout: Layout | None) -> list[Group]:
-    """Every update of a file. Raises `DataError` that names the tensor."""
+def groups(
+    opened: Opened, layout: Layout | None, ldm: Mapping[str, str] | None = None
+) -> list[Group]:
+    """Every update of a file; `ldm` see `diffusers_place`. Raises `DataError` that names the
+    tensor."""
     by_name: dict[str, _Found] = {}
     for full, tensor in opened.tensors.items():
         suffix = next((s for s in _SUFFIXES if full.endswith(s)), None)
@@ -99,16 +102,18 @@ def groups(opened: Opened, layout: Layout | None) -> list[Group]:
         found.tensors[_SUFFIXES[suffix]] = tensor
         found.names.append(full)
     alphas = _Alphas(opened)
-    return [_group(name, found, layout, alphas) for name, found in by_name.items()]
+    return [
+        _group(name, found, _placed(name, layout, ldm), alphas) for name, found in by_name.items()
+    ]
 
 
-def _group(name: str, found: _Found, layout: Layout | None, alphas: _Alphas) -> Group:
+def _group(name: str, found: _Found, placed: tuple[str, Place], alphas: _Alphas) -> Group:
     down, up = found.tensors.get("down"), found.tensors.get("up")
     if down is None or up is None:
         lacking = "down (lora_A)" if down is None else "up (lora_B)"
         raise DataError(f"{name} lacks its {lacking} matrix; the file is incomplete",
                         reason="MissingTensor")  # fmt: skip
-    folder, place = _placed(name, layout)
+    folder, place = placed
     rank = down.shape[0] if down.shape else 0
     if rank < 1 or len(down.shape) not in {2, 4} or up.shape[1:2] != (rank,):
         raise DataError(
@@ -119,15 +124,28 @@ def _group(name: str, found: _Found, layout: Layout | None, alphas: _Alphas) -> 
     alpha = _scalar(given, name) if given is not None else alphas.of(folder, place.parts[0], rank)
     layer = Layer(
         folder, place.parts[0], down, up, alpha, given.dtype if given is not None else None,
-        found.tensors.get("magnitude"), tuple(found.names),
+        _magnitude(found.tensors.get("magnitude"), up, name), tuple(found.names),
     )  # fmt: skip
     return Group(folder, place, layer)
 
 
-def _placed(name: str, layout: Layout | None) -> tuple[str, Place]:
+def _magnitude(tensor: Tensor | None, up: Tensor, name: str) -> Tensor | None:
+    """Lengths of DoRA as [out], whatever ones stand around them."""
+    if tensor is None:
+        return None
+    if math.prod(tensor.shape) != up.shape[0]:
+        raise DataError(
+            f"{name}: magnitudes {list(tensor.shape)} are not one for each of {up.shape[0]}"
+            " outputs; only DoRA over outputs is converted",
+            reason="UnsupportedLora",
+        )
+    return views.reshaped(tensor, (up.shape[0],))
+
+
+def _placed(name: str, layout: Layout | None, ldm: Mapping[str, str] | None) -> tuple[str, Place]:
     denoiser = "transformer" if layout == "flux" else "unet"
     if name.startswith("lora_"):
-        known = diffusers_place(name, layout)
+        known = diffusers_place(name, layout, ldm)
         if known is None:
             raise _unknown(name)
         part, place = known

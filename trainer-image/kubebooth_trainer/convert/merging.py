@@ -9,6 +9,7 @@ from dataclasses import replace
 from kubebooth_trainer.convert import lora_fusing
 from kubebooth_trainer.convert.detection import Detected, detect
 from kubebooth_trainer.convert.keys.families import FAMILIES
+from kubebooth_trainer.convert.keys.lora import ldm_modules
 from kubebooth_trainer.convert.lora_layers import Layer, groups
 from kubebooth_trainer.convert.models import Model, Update
 from kubebooth_trainer.convert.options import Merged
@@ -22,6 +23,8 @@ def merged(model: Model, updates: Sequence[Merged], found: Detected) -> Model:
     Raises `ConfigurationError` for updates of another family or of a kind that is no plain LoRA,
     and `DataError` for modules that the model does not have.
     """
+    unet = model.components.get("unet")
+    ldm = ldm_modules(unet.links) if unet is not None else None
     added: dict[str, dict[str, tuple[Update, ...]]] = {}
     for given in updates:
         kind = detect(given.update)
@@ -37,7 +40,7 @@ def merged(model: Model, updates: Sequence[Merged], found: Detected) -> Model:
                 f" {FAMILIES[found.layout or 'sd1'].title}; name one of the same family",
                 reason="WrongFamily",
             )
-        for group in groups(given.update, found.layout):
+        for group in groups(given.update, found.layout, ldm):
             for layer in lora_fusing.taken_apart(group, whole_down=True):
                 name, update = _update(model, given, layer)
                 of_folder = added.setdefault(layer.folder, {})

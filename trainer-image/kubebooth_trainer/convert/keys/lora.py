@@ -8,13 +8,14 @@ written here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from kubebooth_trainer.convert.keys import flux, unet
 from kubebooth_trainer.convert.keys.clip import prefixed
 from kubebooth_trainer.convert.keys.families import Layout
+from kubebooth_trainer.convert.keys.links import Link
 
 DENOISERS = ("unet", "transformer")
 _HEADS: Mapping[str, str] = {
@@ -75,9 +76,15 @@ def kohya_place(folder: str, path: str, layout: Layout) -> Place:
     return Place(f"{head}_{path.replace('.', '_')}", parts=(path,))
 
 
-def diffusers_place(name: str, layout: Layout | None) -> tuple[str, Place] | None:
+def diffusers_place(
+    name: str, layout: Layout | None, ldm: Mapping[str, str] | None = None
+) -> tuple[str, Place] | None:
     """Part (`denoiser`, `text_encoder`, `text_encoder_2`) and place of a name of kohya's files,
-    without suffix; None for a name that is not of them."""
+    without suffix; None for a name that is not of them.
+
+    SDXL's files may have the names of the single file. `ldm` are those of the very model, see
+    `ldm_modules`; without it the published UNet of the layout is taken.
+    """
     head = next((h for h in _HEADS if name.startswith(h)), None)
     if head is None:
         return None
@@ -92,7 +99,7 @@ def diffusers_place(name: str, layout: Layout | None) -> tuple[str, Place] | Non
         place = _flux_fused(rest)
         return None if place is None else (part, place)
     if rest.startswith(("input_blocks_", "middle_block_", "output_blocks_", "label_emb_")):
-        path = _ldm_paths(layout or "sdxl").get(rest)
+        path = (_published(layout or "sdxl") if ldm is None else ldm).get(rest)
     else:
         path = _dotted(rest)
     return None if path is None else (part, Place(name, parts=(path,)))
@@ -178,9 +185,17 @@ def _flux_fused(rest: str) -> Place | None:
 # --- names of LDM in kohya's files, as older SDXL updates have them
 
 
+def ldm_modules(links: Iterable[Link]) -> dict[str, str]:
+    """Module of the single file with underscores → Diffusers module, of a UNet's table."""
+    return {
+        link.single.rpartition(".")[0].replace(".", "_"): link.parts[0].name.rpartition(".")[0]
+        for link in links
+    }
+
+
 @cache
-def _ldm_paths(layout: Layout) -> dict[str, str]:
-    """Module of the single file with underscores → Diffusers module, of the published UNets."""
+def _published(layout: Layout) -> dict[str, str]:
+    """`ldm_modules` of the UNet that the family was published with."""
     large = layout == "sdxl"
     sizes = unet.UNetSizes(
         channels=(320, 640, 1280) if large else (320, 640, 1280, 1280),
@@ -194,7 +209,4 @@ def _ldm_paths(layout: Layout) -> dict[str, str]:
         linear=layout != "sd1",
         added=2816 if large else None,
     )
-    return {
-        link.single.rpartition(".")[0].replace(".", "_"): link.parts[0].name.rpartition(".")[0]
-        for link in unet.links(sizes)
-    }
+    return ldm_modules(unet.links(sizes))
