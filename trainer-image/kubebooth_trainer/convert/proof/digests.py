@@ -25,6 +25,7 @@ from kubebooth_trainer.convert.door import (
 from kubebooth_trainer.convert.formats.folders import open_weights
 from kubebooth_trainer.convert.writing.computing import computed
 from kubebooth_trainer.convert.writing.local import crc_of, pieces_of
+from kubebooth_trainer.convert.writing.streams import read_ahead
 from kubebooth_trainer.errors import DataError, StorageFault
 
 OnBytes = Callable[[int], None]
@@ -112,7 +113,7 @@ def _judge(verdict: _Verdict) -> None:
         )
 
 
-def check_source(checks: Iterable[Check], *, piece_bytes: int, tell: OnBytes) -> None:
+def check_source(checks: Iterable[Check], *, tell: OnBytes) -> None:
     """Compare a source with what it promises of itself. Raises `DataError`."""
     for check in checks:
         segment = check.segment
@@ -120,7 +121,7 @@ def check_source(checks: Iterable[Check], *, piece_bytes: int, tell: OnBytes) ->
         if check.crc32 is not None:
             good = crc_of((segment,)) == check.crc32
         if check.sha256 is not None:
-            good = _digest(pieces_of((segment,), piece_bytes)) == check.sha256
+            good = _digest(read_ahead((segment,))) == check.sha256
         tell(segment.length)
         if not good:
             raise DataError(
@@ -183,7 +184,7 @@ def _examined(tensor: Tensor, finite: bool, piece_bytes: int, tell: OnBytes) -> 
     return hasher.hexdigest(), fine
 
 
-def _digest(pieces: Iterable[bytes]) -> str:
+def _digest(pieces: Iterable[bytes | memoryview]) -> str:
     hasher = hashlib.sha256()
     for piece in pieces:
         hasher.update(piece)

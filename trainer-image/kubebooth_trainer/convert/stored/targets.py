@@ -25,7 +25,7 @@ from kubebooth_store import (
     read_manifest,
 )
 
-from kubebooth_trainer.convert.door import Check, Copy, Plan, PlannedFile
+from kubebooth_trainer.convert.door import Check, Copy, Plan, PlannedFile, Segment
 from kubebooth_trainer.convert.memory import give_back_freed_buffers
 from kubebooth_trainer.convert.proof.digests import Proof, check_source, prove
 from kubebooth_trainer.convert.showing import proof_json
@@ -39,7 +39,7 @@ from kubebooth_trainer.convert.writing.layouts import (
     Room,
     layout_of,
 )
-from kubebooth_trainer.convert.writing.streams import Stream
+from kubebooth_trainer.convert.writing.streams import Stream, read_ahead
 from kubebooth_trainer.convert.writing.targets import OnBytes, Wish
 from kubebooth_trainer.errors import InternalFault, WorkerError
 
@@ -83,7 +83,8 @@ def publish_plan(
     try:
         for file in plan.files:
             key = f"{prefix}/{file.path}"
-            sent[file.path] = _send(file, store, key, digests, tell)
+            found = digests if wish.read_back else None
+            sent[file.path] = _send(file, store, key, found, tell)
         proof = _proven(plan, store, sent, digests, wish, checks, tell)
         described = json.dumps(proof_json(plan, proof), separators=(",", ":")).encode()
         sent[PROOF] = store.write(f"{prefix}/{PROOF}", described, content_type="application/json")
@@ -103,7 +104,7 @@ def _proven(
     checks: Iterable[Check],
     tell: OnBytes,
 ) -> Proof | None:
-    check_source(checks, piece_bytes=_PIECE_BYTES, tell=lambda count: tell("Check", count))
+    check_source(checks, tell=lambda count: tell("Check", count))
     proof = None
     if wish.read_back:
         proof = prove(
@@ -132,9 +133,9 @@ def _forget(store: Store, prefix: str) -> None:
 def _hashed(store: Store, entry: Entry) -> str:
     """SHA-256 of what stands there, where it could not be taken in order."""
     hasher = hashlib.sha256()
-    for start in range(0, entry.size, _PIECE_BYTES):
-        length = min(_PIECE_BYTES, entry.size - start)
-        hasher.update(store.read_at(entry, start=start, length=length))
+    file = StoredFile(store, entry, name=entry.key)
+    for piece in read_ahead((Segment(file, 0, entry.size),)):
+        hasher.update(piece)
     return hasher.hexdigest()
 
 
@@ -142,34 +143,41 @@ def _send(
     file: PlannedFile,
     store: Store,
     key: str,
-    digests: dict[tuple[str, str], str],
+    digests: dict[tuple[str, str], str] | None,
     tell: OnBytes,
 ) -> Entry:
+    """Send one file; `digests` takes in those of its tensors as they passed."""
     layout = layout_of(file)
-    stream = Stream(layout)
+    stream = Stream.of(layout)
     try:
         with store.writing(key, size=layout.size) as writer:
-            sending = _Sending(writer, stream, lambda count: tell("Write", count))
-            found = sending.send(layout)
+            sending = _Sending(
+                writer, stream, lambda count: tell("Write", count), hashed=digests is not None
+            )
+            sending.send(layout)
     finally:
         stream.close()
-    digests.update({(file.path, name): digest for name, digest in found.items()})
+    if digests is not None:
+        digests.update({(file.path, name): digest for name, digest in sending.digests.items()})
     return writer.entry
 
 
 class _Sending:
     """One file on its way into a store."""
 
-    def __init__(self, writer: Writer, stream: Stream, tell: Callable[[int], None]) -> None:
+    def __init__(
+        self, writer: Writer, stream: Stream, tell: Callable[[int], None], *, hashed: bool
+    ) -> None:
+        self.digests: dict[str, str] = {}
+        self._hashed = hashed
         self._writer = writer
         self._stream = stream
         self._tell = tell
         self._sums: list[int] = []
         self._room: int | None = None
 
-    def send(self, layout: Layout) -> dict[str, str]:
-        """Send all of a layout; SHA-256 of each tensor as it passed."""
-        digests = {}
+    def send(self, layout: Layout) -> None:
+        """Send all of a layout."""
         for step in layout.steps:
             if isinstance(step, Literal):
                 self._put(step.data)
@@ -177,18 +185,18 @@ class _Sending:
                 self._room = self._writer.leave(step.size)
                 self._tell(step.size)
             elif isinstance(step, Data):
-                digests[step.tensor.name] = self._data(step)
+                self._data(step)
             elif isinstance(step, Closing):
                 self._put(step.made(self._sums))
-        return digests
 
-    def _data(self, step: Data) -> str:
+    def _data(self, step: Data) -> None:
         copied = isinstance(step.tensor.data, Copy)
         pieces = self._stream.take(step.size) if copied else computed(step.tensor)
         hasher = hashlib.sha256()
         crc32 = total = 0
         for piece in pieces:
-            hasher.update(piece)
+            if self._hashed:
+                hasher.update(piece)
             if step.summed:
                 crc32 = zlib.crc32(piece, crc32)
             total += len(piece)
@@ -199,7 +207,8 @@ class _Sending:
             self._writer.fill(self._room, crc32.to_bytes(4, "little"))
             self._sums.append(crc32)
             self._room = None
-        return hasher.hexdigest()
+        if self._hashed:
+            self.digests[step.tensor.name] = hasher.hexdigest()
 
     def _put(self, data: bytes | memoryview) -> None:
         self._writer.write(data)

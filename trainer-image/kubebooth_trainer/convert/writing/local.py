@@ -45,7 +45,7 @@ class Writing:
 
     def write(self, layout: Layout) -> None:
         """Write all of a layout. Raises `DataError`, `StorageFault` when the disk is full."""
-        self._stream = Stream(layout) if is_remote(layout) else None
+        self._stream = Stream.of(layout) if is_remote(layout) else None
         try:
             for step in layout.steps:
                 if isinstance(step, Literal):

@@ -6,7 +6,7 @@ It must not know stores: it asks `Bytes` for spans, several at once and in order
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from kubebooth_trainer.convert.door import Copy, Segment
@@ -18,13 +18,18 @@ _AT_ONCE = 4
 
 
 class Stream:
-    """Bytes of all copied tensors of a layout, in the order in which they are written."""
+    """Bytes of segments, in order; of a layout those of all its copied tensors."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._spans = _spans(layout)
+    def __init__(self, segments: Iterable[Segment]) -> None:
+        self._spans = _spans(segments)
         self._pool = ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="ahead")
         self._coming: deque[Future[bytes]] = deque()
         self._rest = memoryview(b"")
+
+    @staticmethod
+    def of(layout: Layout) -> Stream:
+        """What a layout copies, in the order in which it is written."""
+        return Stream(_copied(layout))
 
     def take(self, size: int) -> Iterator[memoryview]:
         """The next bytes, in pieces. Raises what reading raises."""
@@ -51,23 +56,35 @@ class Stream:
         return self._coming.popleft().result()
 
 
-def _spans(layout: Layout) -> Iterator[Segment]:
+def read_ahead(segments: Sequence[Segment]) -> Iterator[memoryview]:
+    """The bytes of segments, one after the other, in pieces. Raises what reading raises."""
+    stream = Stream(segments)
+    try:
+        yield from stream.take(sum(segment.length for segment in segments))
+    finally:
+        stream.close()
+
+
+def _copied(layout: Layout) -> Iterator[Segment]:
+    for step in layout.steps:
+        if isinstance(step, Data) and isinstance(step.tensor.data, Copy):
+            yield from step.tensor.data.segments
+
+
+def _spans(segments: Iterable[Segment]) -> Iterator[Segment]:
     """Spans to read: neighbours are read as one, large segments in pieces."""
     open_span: Segment | None = None
-    for step in layout.steps:
-        if not isinstance(step, Data) or not isinstance(step.tensor.data, Copy):
-            continue
-        for segment in step.tensor.data.segments:
-            for start in range(0, segment.length, SPAN_BYTES):
-                length = min(SPAN_BYTES, segment.length - start)
-                piece = Segment(segment.source, segment.start + start, length)
-                if open_span is None:
-                    open_span = piece
-                elif _joins(open_span, piece):
-                    open_span = Segment(piece.source, open_span.start, open_span.length + length)
-                else:
-                    yield open_span
-                    open_span = piece
+    for segment in segments:
+        for start in range(0, segment.length, SPAN_BYTES):
+            length = min(SPAN_BYTES, segment.length - start)
+            piece = Segment(segment.source, segment.start + start, length)
+            if open_span is None:
+                open_span = piece
+            elif _joins(open_span, piece):
+                open_span = Segment(piece.source, open_span.start, open_span.length + length)
+            else:
+                yield open_span
+                open_span = piece
     if open_span is not None:
         yield open_span
 
@@ -82,9 +99,4 @@ def _joins(before: Segment, piece: Segment) -> bool:
 
 def is_remote(layout: Layout) -> bool:
     """Whether any copied byte comes from where there is no descriptor."""
-    return any(
-        segment.source.descriptor is None
-        for step in layout.steps
-        if isinstance(step, Data) and isinstance(step.tensor.data, Copy)
-        for segment in step.tensor.data.segments
-    )
+    return any(segment.source.descriptor is None for segment in _copied(layout))

@@ -92,9 +92,7 @@ def _fill(
     tell: OnBytes,
 ) -> Proof | None:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checks") as beside:
-        checked = beside.submit(
-            check_source, checks, piece_bytes=_PIECE_BYTES, tell=lambda _count: None
-        )
+        checked = beside.submit(check_source, checks, tell=lambda _count: None)
         for path, layout in layouts.items():
             with created(paths[path], durable=wish.durable) as descriptor:
                 Writing(descriptor, tell=lambda count: tell("Write", count)).write(layout)
