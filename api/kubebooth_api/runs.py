@@ -166,8 +166,8 @@ class ConvertRun(Door):
     """Variant of the source."""
     prediction_type: PredictionType = "Auto"
     """Prediction type of the source."""
-    ema: Literal["Use", "Drop"] = "Drop"
-    """Whether averaged weights replace the plain ones."""
+    ema: Literal["Use", "Drop", "Keep"] = "Drop"
+    """Whether averaged weights replace the plain ones, are left out, or stay beside them."""
     vae: Artifact | None = None
     """VAE that replaces the source's."""
     merge_loras: tuple[MergedLora, ...] = ()

@@ -84,8 +84,8 @@ class ModelConversionSpec(Door):
     """Variant of the source; `Auto` reads it from headers and asks where they cannot tell."""
     prediction_type: PredictionType = "Auto"
     """Prediction type of the source."""
-    ema: Literal["Use", "Drop"] = "Drop"
-    """Whether averaged weights replace the plain ones."""
+    ema: Literal["Use", "Drop", "Keep"] = "Drop"
+    """Whether averaged weights replace the plain ones, are left out, or stay beside them."""
     vae: ModelSource | None = None
     """VAE that replaces the source's."""
     merge_loras: Annotated[tuple[LoraMerge, ...], Field(max_length=16)] = ()

@@ -34,7 +34,7 @@ _BASES: Mapping[Layout, str] = {
 
 def plan(opened: Opened, options: Options, found: Detected) -> Plan:
     """What a LoRA becomes. Raises `DataError` for what is none, or is not understood."""
-    if options.vae is not None or options.merge_loras or options.ema != "Drop":
+    if options.vae is not None or options.merge_loras or options.ema == "Use":
         raise ConfigurationError(
             "vae, mergeLoras and ema change a whole pipeline, and the source is a LoRA; leave them"
             " out",
