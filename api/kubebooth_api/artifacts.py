@@ -97,7 +97,7 @@ class Checkpoint(Door):
     """A durable, resumable training state."""
 
     stage: Annotated[str, StringConstraints(max_length=32)]
-    """Training stage it belongs to: `TextEncoder` or `Denoiser`."""
+    """Training stage it belongs to: `TextEncoder`, `Concept` or `Denoiser`."""
     step: Annotated[int, Field(ge=0)]
     """Updates of the stage it holds, exactly."""
     uri: Uri

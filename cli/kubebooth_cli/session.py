@@ -160,6 +160,8 @@ def _stages(spec: Mapping[str, Any]) -> tuple[str, ...]:
     absent = set()
     if not training.get("priorPreservation"):
         absent.add("ClassImages")
+    if not training.get("conceptStage"):
+        absent.add("Concept")
     for name, key in (("TextEncoder", "textEncoder"), ("Denoiser", "denoiser")):
         if _mapping(training.get(key)).get("steps") == 0:
             absent.add(name)

@@ -20,6 +20,7 @@ STAGES = (
     "Prepare",
     "ClassImages",
     "TextEncoder",
+    "Concept",
     "Denoiser",
     "Samples",
     "Publish",
