@@ -13,6 +13,7 @@ from kubebooth_api.v1alpha1.session import (
     Progress,
 )
 
+from kubebooth_operator.differences import lacks
 from kubebooth_operator.doors import ChildRef
 from kubebooth_operator.jobs.situation import RELEASED, Kind, Situation
 from kubebooth_operator.jobs.steps import Context, Step
@@ -68,14 +69,21 @@ def pursue(
         for output, m in wanted.items()
     }
     pending = {o: e for o, e in current.items() if e is None or e.artifact is None}
-    # A suspended session begins nothing; what it began is told to pause.
-    apply = tuple(m for o, m in wanted.items() if not (spec.suspend and current[o] is None))
+    apply = tuple(m for o, m in wanted.items() if _is_due(m, current[o], begin=not spec.suspend))
     if not pending:
         return Exported(_counted(context, known, len(wanted), len(wanted)), None, apply, delete)
     known = known.model_copy(update={"completed_at": None})
     known = _counted(context, known, len(wanted) - len(pending), len(wanted))
     situation = _situation(pending, suspended=spec.suspend)
     return Exported(known, situation, apply, delete)
+
+
+def _is_due(manifest: dict[str, Any], there: Export | None, *, begin: bool) -> bool:
+    """Whether a conversion must be made or told something. A suspended session begins nothing;
+    what it began is told to pause."""
+    if there is None:
+        return begin
+    return not there.terminating and lacks(manifest, there.manifest)
 
 
 def _situation(pending: Mapping[str, Export | None], *, suspended: bool) -> Situation:

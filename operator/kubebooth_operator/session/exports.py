@@ -39,6 +39,7 @@ class Export:
     output: str
     ref: ChildRef
     terminating: bool
+    manifest: Manifest
     status: ModelConversionStatus
     current: bool
     """Whether the status speaks of the spec as it is."""
@@ -118,6 +119,7 @@ def _export(child: Manifest) -> Export:
         output=str((metadata.get("labels") or {}).get(OUTPUT_LABEL, "")),
         ref=ChildRef(API_VERSION, CONVERSION, namespace, name, metadata["uid"]),
         terminating=bool(metadata.get("deletionTimestamp")),
+        manifest=child,
         status=status,
         current=status.observed_generation == metadata.get("generation"),
     )

@@ -226,6 +226,11 @@ class Simulator:
             self.deliver()
         return len(self.server.writes) == before
 
+    def restless(self) -> bool:
+        """Whether something is looked at again at once although nothing changes."""
+        due = self.queue.next_due()
+        return due is not None and due - self._clock() < 1.0
+
     # --- inside ----------------------------------------------------------------------------------
 
     def _clock(self) -> float:

@@ -83,6 +83,7 @@ class Booth:
         """Until nothing changes, and then look once more: nothing may be written."""
         self.simulator.settle()
         assert self.simulator.quiet()
+        assert not self.simulator.restless()
         assert self.world.most_train_pods <= 1
 
     def edit(self, **fields: Any) -> None:
