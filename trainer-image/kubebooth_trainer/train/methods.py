@@ -25,7 +25,7 @@ def refuse_methods(run: TrainRun) -> None:
         raise ConfigurationError(
             "training.lora is only read with training.method: LoRA; set the method or remove lora"
         )
-    _refuse_optimizer(run.training)
+    refuse_optimizer(run.training)
 
 
 def _refuse_lora(run: TrainRun) -> None:
@@ -56,7 +56,8 @@ def _refuse_lora(run: TrainRun) -> None:
         )
 
 
-def _refuse_optimizer(training: Training) -> None:
+def refuse_optimizer(training: Training) -> None:
+    """The same for what an optimizer asks of the rest."""
     if training.optimizer == "AdamW8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigurationError(
             "training.optimizer AdamW8bit needs the package bitsandbytes, which this worker does"

@@ -20,6 +20,8 @@ from kubebooth_trainer.train.stages import Part
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 Named = Mapping[str, nn.Parameter]
 Shapes = dict[str, tuple[int, ...]]
+RECKONED = ("step", "RMS")
+"""State that follows from the number of the update, or is made anew in each."""
 ESTIMATE = ("d", "d0", "d_max", "d_numerator", "k")
 """What Prodigy knows of all weights together."""
 
@@ -59,7 +61,7 @@ class Optimizer:
         for named in self._groups.values():
             for name, weight in named.items():
                 for key, value in self._optimizer.state.get(weight, {}).items():
-                    if key != "step" and isinstance(value, Tensor):
+                    if key not in RECKONED and isinstance(value, Tensor):
                         found[f"{key}/{name}"] = value
         if self._kind == "Prodigy":
             group = self._optimizer.param_groups[0]
