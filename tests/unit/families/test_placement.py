@@ -1,6 +1,5 @@
 """Weights are kept in the precision asked for, the VAE always in float32."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import nn
 from tests.unit.families.reference import (
     CPU,
     EDGE,
+    PROMPTS,
     SideBySide,
     gradients,
     opened,
@@ -101,12 +101,21 @@ def test_gradient_checkpointing_changes_no_gradient(plain: SideBySide):
     assert all(torch.equal(found[name], g) for name, g in exact.items())
 
 
-def test_the_estimate_of_memory_counts_weights_and_moments(plain: SideBySide, tmp_path: Path):
-    model = plain.model
-    small = model.training_bytes(["textEncoder"], batch=1, size=(64, 64))
-    both = model.training_bytes(["textEncoder", "denoiser"], batch=1, size=(64, 64))
-    denoiser = sum(p.numel() for p in model.parts["denoiser"].parameters())
-    assert both - small == 12 * denoiser
-    assert model.training_bytes(["denoiser"], batch=2, size=(64, 64)) > small
-    held = again(plain, placement=HALF_FROZEN, trained=frozenset({"textEncoder"})).model
-    assert small - held.training_bytes(["textEncoder"], batch=1, size=(64, 64)) >= 2 * denoiser
+def test_released_components_come_back_with_their_bits(plain: SideBySide):
+    model: Any = again(plain).model
+    held = [model._vae, *([model._texts.second] if plain.variant == "sdxl" else [])]
+    before = model.encode_picture(picture()), model.embed(PROMPTS)
+    asked = [Painting("a dog", "", some(4, EDGE // 8, EDGE // 8))]
+    painted = model.paint(asked, inference_steps=2, guidance_scale=4.0)
+    model.release()
+    assert not any(one.is_here for one in held)
+    assert model.latent_shape((EDGE, EDGE)) == (4, 8, 8)
+    assert not model._vae.is_here
+    after = model.encode_picture(picture()), model.embed(PROMPTS)
+    assert torch.equal(before[0].mean, after[0].mean)
+    assert all(torch.equal(before[1][name], t) for name, t in after[1].items())
+    model.release()
+    assert model.paint(asked, inference_steps=2, guidance_scale=4.0)[0].tobytes() == (
+        painted[0].tobytes()
+    )
+    assert all(one.is_here for one in held)

@@ -28,6 +28,8 @@ class Placement:
     """Dtype in which weights that are trained are kept."""
     quantized: Literal["None", "Int8", "Nf4", "Fp8"] = "None"
     """Form of the frozen denoiser under a low-rank update."""
+    waiting: torch.device | None = None
+    """Where the denoiser's weights are kept when they visit the device layer by layer."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,9 @@ class Model(Protocol):
     def save_memory(self, on: bool) -> None:
         """Turn gradient checkpointing of the parts on or off."""
 
-    def training_bytes(self, parts: Sequence[Part], *, batch: int, size: tuple[int, int]) -> int:
-        """Estimated memory of one update without gradient checkpointing, in bytes; `size` is
-        (height, width) of the pictures in pixels."""
+    def release(self) -> None:
+        """Free frozen components that updates do not read, such as the VAE. They come back from
+        their files, with the bits they had, when something uses them."""
 
     def paint(
         self, paintings: Sequence[Painting], *, inference_steps: int, guidance_scale: float

@@ -35,7 +35,11 @@ class UNet:
             placement.device
         )
         self.module: Any = networks.load_network(
-            folder, "unet", UNet2DConditionModel, dtype=dtype, device=placement.device
+            folder,
+            "unet",
+            UNet2DConditionModel,
+            dtype=dtype,
+            device=placement.waiting or placement.device,
         )
         self._folder, self._placement, self._dtype = folder, placement, dtype
 
@@ -131,10 +135,3 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module in learning:
             module.train()
-
-
-def resident_bytes(parts: Iterable[nn.Module], *, trained: Iterable[nn.Module]) -> int:
-    """Memory of weights, and of gradients and two float32 Adam moments of what is trained."""
-    weights = sum(p.nbytes for network in parts for p in network.parameters())
-    updates = sum(p.nbytes + 8 * p.numel() for network in trained for p in network.parameters())
-    return weights + updates

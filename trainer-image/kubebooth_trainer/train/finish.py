@@ -71,6 +71,7 @@ def finish(bench: Bench, updates: Updates) -> tuple[tuple[Artifact, ...], str]:
             one,
             run_prefix=layout.run(session, run.digest),
             stages=bench.stages,
+            given_up=bench.chosen.profile.result_changes,
         )
         artifacts.append(artifact)
     bench.meter.add(bench.work.publish)

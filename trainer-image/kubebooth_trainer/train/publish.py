@@ -131,12 +131,21 @@ def _config(network: Any) -> dict[str, Any]:
 
 
 def publish_artifact(
-    run: TrainRun, store: Store, built: Built, *, run_prefix: str, stages: tuple[Stage, ...]
+    run: TrainRun,
+    store: Store,
+    built: Built,
+    *,
+    run_prefix: str,
+    stages: tuple[Stage, ...],
+    given_up: tuple[str, ...] = (),
 ) -> Artifact:
-    """Publish one layout under its digest, then move the pointer."""
+    """Publish one layout under its digest, then move the pointer. `given_up` tells what a lack of
+    memory changed of the result."""
     digest = folder_digest(built.folder)
     prefix = layout.artifact(run_prefix, built.output.name, digest)
     metadata = _facts(run, built.output, stages)
+    if given_up:
+        metadata["memoryProfile"] = list(given_up)
     manifest = publish(store, prefix, built.folder, kind="artifact", metadata=metadata)
     _point(store, layout.current(run_prefix, built.output.name), {"digest": digest, **metadata})
     return Artifact(

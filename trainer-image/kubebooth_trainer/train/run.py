@@ -6,21 +6,21 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from kubebooth_api import layout
 from kubebooth_api.artifacts import Artifact, Checkpoint
 from kubebooth_api.runs import TrainRun
 from kubebooth_store import Store, fetch
 
-from kubebooth_trainer.errors import OutOfMemory
 from kubebooth_trainer.families.door import Model, Placement
 from kubebooth_trainer.reporter import Reporter
 from kubebooth_trainer.train.checkpoints import Checkpoints, State
 from kubebooth_trainer.train.dataset import Picture, Snapshot, hold_out, read_snapshot
-from kubebooth_trainer.train.device import choose_memory, make_repeatable, place
+from kubebooth_trainer.train.device import make_repeatable, place
 from kubebooth_trainer.train.feeds import Feeds, Place, Sources, find_sources, gather
 from kubebooth_trainer.train.finish import finish
 from kubebooth_trainer.train.lora import LowRank
+from kubebooth_trainer.train.memory_ladder import Chosen, Descent
+from kubebooth_trainer.train.memory_states import fitted
 from kubebooth_trainer.train.meter import Meter
 from kubebooth_trainer.train.publish import find_published
 from kubebooth_trainer.train.record import Record
@@ -56,36 +56,22 @@ def train(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> 
     is set, and `StoreError`.
     """
     refuse_unsupported(run)
-    placement = place(run.training)
+    place(run.training)
     stages = plan_stages(run.training)
     done = _found(run, stages, store=store, reporter=reporter, workdir=workdir)
     if done is not None:
         log.info("run %s is finished already: %s", run.digest, done.artifacts[0].uri)
         return done
-    try:
-        return _train(run, stages, placement, store=store, reporter=reporter, workdir=workdir)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"out of memory at {run.resolution} px and batch {run.training.batch_size}"
-            f" ({str(error)[:200]}); set training.gradientCheckpointing: On, lower"
-            " training.batchSize or training.resolution, or ask for more memory in"
-            " runtime.resources"
-        ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """An accelerator has an error of its own for it; a host's allocator only has words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "DefaultCPUAllocator" in str(error)
+    descent = Descent(run, store=store, run_prefix=_run_prefix(run))
+    return descent.descend(
+        lambda: _train(run, stages, descent, store=store, reporter=reporter, workdir=workdir)
     )
 
 
 def _train(
     run: TrainRun,
     stages: tuple[Stage, ...],
-    placement: Placement,
+    descent: Descent,
     *,
     store: Store,
     reporter: Reporter,
@@ -103,21 +89,23 @@ def _train(
     )
     whole = read_snapshot(workdir / "dataset", resolution=run.resolution)
     snapshot, held_out = _split(whole, run)
+    chosen = descent.choose(workdir / "base", stages)
+    run, placement, profile = chosen.run, chosen.placement, chosen.told
     model = family_of(run)(
         workdir / "base",
         placement=placement,
         zero_terminal_snr=run.training.zero_terminal_snr,
         trained=frozenset() if run.training.method == "LoRA" else trained_parts(stages),
     )
-    profile = choose_memory(
-        model, stages, training=run.training, resolution=run.resolution, placement=placement
-    )
+    chosen.prepare(model)
     sources = find_sources(run, snapshot, held_out, store=store, workdir=workdir)
     work = work_of(run, stages, prompts=len(sample_prompts(run, snapshot)), painted=sources.painted)
     meter = Meter(reporter, total=work.total)
     log.info("training %s in %s", run.digest, profile)
-    with _checkpoints(run, store=store, reporter=reporter, workdir=workdir) as checkpoints:
-        state = checkpoints.resume(stages)
+    with _checkpoints(
+        run, store=store, reporter=reporter, workdir=workdir, apart=chosen.apart
+    ) as checkpoints:
+        state = fitted(checkpoints.resume(stages), run.training.optimizer)
         place_of_work = Place(model, placement, base, store, reporter, workdir)
         feeds = _feeds(run, sources, stages, state, place_of_work, meter=meter, work=work)
         bench = Bench(
@@ -125,7 +113,8 @@ def _train(
             stages=stages,
             placement=placement,
             model=model,
-            weights=_weights(run, model, stages),
+            weights=_weights(run, model, stages, chosen),
+            chosen=chosen,
             feeds=feeds,
             snapshot=snapshot,
             store=store,
@@ -148,11 +137,13 @@ def _train(
         return TrainOutcome(checkpoints.newest, artifacts, samples, profile, hints=hints_of(bench))
 
 
-def _weights(run: TrainRun, model: Model, stages: tuple[Stage, ...]) -> Weights:
+def _weights(run: TrainRun, model: Model, stages: tuple[Stage, ...], chosen: Chosen) -> Weights:
     """What is trained. A low-rank update comes into the model only now, when everything that
     must not know of it, such as class images, is made."""
     if run.training.method == "LoRA":
-        return LowRank(model, trained_parts(stages), training=run.training)
+        update = LowRank(model, trained_parts(stages), training=run.training)
+        chosen.prepare(model)
+        return update
     return OwnWeights(model)
 
 
@@ -201,10 +192,12 @@ def _feeds(
     return gather(run, sources, left, place_of_work, on_painted=tell)
 
 
-def _checkpoints(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> Checkpoints:
+def _checkpoints(
+    run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path, apart: str = ""
+) -> Checkpoints:
     return Checkpoints(
         store,
-        run_prefix=_run_prefix(run),
+        run_prefix=_run_prefix(run) + apart,
         run_digest=run.digest,
         folder=workdir / "checkpoints",
         asked=run.checkpoints,

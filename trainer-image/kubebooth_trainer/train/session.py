@@ -19,6 +19,7 @@ from kubebooth_trainer.train.dataset import Snapshot
 from kubebooth_trainer.train.feeds import Feeds
 from kubebooth_trainer.train.hints import Course, hints
 from kubebooth_trainer.train.loop import Reading, train_stage
+from kubebooth_trainer.train.memory_ladder import Chosen
 from kubebooth_trainer.train.meter import Meter, Speed
 from kubebooth_trainer.train.record import Record
 from kubebooth_trainer.train.samples import (
@@ -48,6 +49,7 @@ class Bench:
     placement: Placement
     model: Model
     weights: Weights
+    chosen: Chosen
     feeds: Feeds | None
     """None when every update is done."""
     snapshot: Snapshot
@@ -96,6 +98,7 @@ def _train(bench: Bench, stage: Stage, updates: Updates, first: int) -> None:
     learned = keeps_before(bench.stages, stage, "textEncoder")
     words = bench.feeds.words(stage, trained=bench.weights.of("textEncoder") if learned else {})
     speed = Speed(bench.run.training.batch_size * bench.run.training.gradient_accumulation)
+    bench.chosen.make_room(bench.model)
     for reading in train_stage(
         stage,
         model=bench.model,
@@ -114,6 +117,7 @@ def _train(bench: Bench, stage: Stage, updates: Updates, first: int) -> None:
         if not stopping and _sheet_is_due(bench, stage, reading.step):
             with updates.averaged():
                 _show(bench, stage, reading.step)
+            bench.chosen.make_room(bench.model)
         if stopping or _save_is_due(bench, stage, reading.step):
             _save(bench, stage, updates, reading.step)
         if stopping:

@@ -27,6 +27,7 @@ from kubebooth_trainer.families.files import MODEL_INDEX, read_json
 from kubebooth_trainer.families.flux import flow
 from kubebooth_trainer.families.flux.text import FIRST, SECOND, TextEncoders
 from kubebooth_trainer.families.flux.transformer import Transformer
+from kubebooth_trainer.families.shelf import Shelf
 
 PIPELINE = "FluxPipeline"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -45,7 +46,7 @@ class FluxModel:
         self._placement = placement
         _check(folder)
         self._schedule = flow.schedule_of(read_json(folder, SCHEDULER), name=SCHEDULER)
-        self._vae = vae.load_vae(folder, device=placement.device)
+        self._vae = Shelf(lambda: vae.load_vae(folder, device=placement.device))
         self._transformer = Transformer(
             folder,
             placement=placement,
@@ -111,17 +112,10 @@ class FluxModel:
         """Turn gradient checkpointing of the parts on or off."""
         networks.recompute(self.parts.values(), on=on)
 
-    def training_bytes(self, parts: Sequence[Part], *, batch: int, size: tuple[int, int]) -> int:
-        """Estimated memory of one update without gradient checkpointing, in bytes.
-
-        Weights of everything, gradients and two Adam moments of what is trained, activations.
-        """
-        held = unet.resident_bytes(
-            (self._transformer.module, self._texts.first, self._texts.second, self._vae),
-            trained=[self.parts[part] for part in parts],
-        )
-        _, height, width = self.latent_shape(size)
-        return held + self._transformer.activation_bytes(batch, flow.tokens_of(height, width))
+    def release(self) -> None:
+        """Free what training does not read: the VAE and T5. They come back when used."""
+        self._vae.release()
+        self._texts.second.release()
 
     @torch.no_grad()
     def paint(

@@ -17,6 +17,7 @@ from kubebooth_trainer.errors import DataError
 from kubebooth_trainer.families import clip, networks
 from kubebooth_trainer.families.door import Conditioning
 from kubebooth_trainer.families.files import weight_files
+from kubebooth_trainer.families.shelf import Shelf
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
 LONGEST_PROMPT = 512
@@ -33,7 +34,7 @@ class TextEncoders:
         self._words = clip.load_tokenizer(folder, "tokenizer")
         self._pieces = load_t5_tokenizer(folder)
         self.first: nn.Module = clip.load_text_encoder(folder, FIRST, dtype=first, device=device)
-        self.second: nn.Module = load_t5(folder, dtype=second, device=device)
+        self.second = Shelf(lambda: load_t5(folder, dtype=second, device=device))
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """`text` [n, tokens, width of T5] in T5's own dtype, and `pooled` [n, width of CLIP-L] in

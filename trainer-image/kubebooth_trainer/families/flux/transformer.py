@@ -17,12 +17,6 @@ from kubebooth_trainer.families import networks
 from kubebooth_trainer.families.door import Placement
 from kubebooth_trainer.families.files import weight_files
 from kubebooth_trainer.families.flux import flow
-from kubebooth_trainer.families.flux.text import LONGEST_PROMPT
-
-WIDTHS_OF_DOUBLE, WIDTHS_OF_SINGLE = 40, 24
-"""Numbers kept for the backward pass of a block, in widths of the stream, for each token. An
-estimate: queries, keys, values, their norms and turns, attention, the four widths of the
-feed-forward before and after its activation, and what the gates multiply."""
 
 
 class Transformer:
@@ -31,7 +25,11 @@ class Transformer:
     def __init__(self, folder: Path, *, placement: Placement, dtype: torch.dtype) -> None:
         self._folder, self._placement, self._dtype = folder, placement, dtype
         self.module: Any = networks.load_network(
-            folder, "transformer", FluxTransformer2DModel, dtype=dtype, device=placement.device
+            folder,
+            "transformer",
+            FluxTransformer2DModel,
+            dtype=dtype,
+            device=placement.waiting or placement.device,
         )
 
     def say(
@@ -67,12 +65,3 @@ class Transformer:
     def reset(self) -> None:
         """Put the weights of the files back."""
         networks.refill(self.module, weight_files(self._folder, "transformer"))
-
-    def activation_bytes(self, batch: int, tokens: int) -> int:
-        """Estimated memory of what the backward pass needs, without gradient checkpointing."""
-        config = self.module.config
-        width = int(config.num_attention_heads) * int(config.attention_head_dim)
-        size = torch.finfo(self._placement.autocast or self._dtype).bits // 8
-        each = WIDTHS_OF_DOUBLE * int(config.num_layers)
-        each += WIDTHS_OF_SINGLE * int(config.num_single_layers)
-        return batch * (tokens + LONGEST_PROMPT) * width * each * size

@@ -24,10 +24,7 @@ from kubebooth_trainer.families.door import (
 )
 from kubebooth_trainer.families.drawing import discrete, logit_normal
 from kubebooth_trainer.families.files import MODEL_INDEX, read_json
-
-ACTIVATION_BYTES = 4200
-"""Activation memory of one UNet update per latent pixel and channel of its first level, in bytes:
-about 5.5 GB for Stable Diffusion 1.5 at 512 px. An estimate, see `SdModel.training_bytes`."""
+from kubebooth_trainer.families.shelf import Shelf
 
 
 class SdModel:
@@ -47,7 +44,7 @@ class SdModel:
         _check(folder)
         networks.refuse_quantized(placement, family="Stable Diffusion")
         self._tokenizer = clip.load_tokenizer(folder)
-        self._vae = vae.load_vae(folder, device=placement.device)
+        self._vae = Shelf(lambda: vae.load_vae(folder, device=placement.device))
         self._unet = unet.UNet(
             folder,
             placement=placement,
@@ -112,18 +109,9 @@ class SdModel:
         """Turn gradient checkpointing of the parts on or off."""
         networks.recompute(self.parts.values(), on=on)
 
-    def training_bytes(self, parts: Sequence[Part], *, batch: int, size: tuple[int, int]) -> int:
-        """Estimated memory of one update without gradient checkpointing, in bytes.
-
-        Weights of everything, gradients and two Adam moments of what is trained, activations.
-        """
-        held = unet.resident_bytes(
-            (self._unet.module, self._text_encoder, self._vae),
-            trained=[self.parts[part] for part in parts],
-        )
-        _, height, across = self.latent_shape(size)
-        width = int(self._unet.module.config.block_out_channels[0])
-        return held + ACTIVATION_BYTES * width * height * across * batch
+    def release(self) -> None:
+        """Free what training does not read: the VAE. It comes back when it is used."""
+        self._vae.release()
 
     @torch.no_grad()
     def paint(

@@ -26,13 +26,11 @@ from kubebooth_trainer.families.door import (
 from kubebooth_trainer.families.drawing import discrete, logit_normal
 from kubebooth_trainer.families.files import MODEL_INDEX, read_json
 from kubebooth_trainer.families.sdxl.text import FIRST, SECOND, TextEncoders
+from kubebooth_trainer.families.shelf import Shelf
 
 PIPELINE = "StableDiffusionXLPipeline"
 SIZES = 6
 """Numbers of a picture that the UNet is told: original size, place of the cut, target size."""
-ACTIVATION_BYTES = 4200
-"""Activation memory of one UNet update per latent pixel and channel of its first level, in bytes.
-An estimate, see `SdxlModel.training_bytes`."""
 
 
 class SdxlModel:
@@ -52,7 +50,7 @@ class SdxlModel:
         index = _checked_index(folder)
         networks.refuse_quantized(placement, family="Stable Diffusion XL")
         self._empty_is_zero = bool(index.get("force_zeros_for_empty_prompt", True))
-        self._vae = vae.load_vae(folder, device=placement.device)
+        self._vae = Shelf(lambda: vae.load_vae(folder, device=placement.device))
         self._unet = unet.UNet(
             folder,
             placement=placement,
@@ -121,18 +119,11 @@ class SdxlModel:
         """Turn gradient checkpointing of the parts on or off."""
         networks.recompute(self.parts.values(), on=on)
 
-    def training_bytes(self, parts: Sequence[Part], *, batch: int, size: tuple[int, int]) -> int:
-        """Estimated memory of one update without gradient checkpointing, in bytes.
-
-        Weights of everything, gradients and two Adam moments of what is trained, activations.
-        """
-        held = unet.resident_bytes(
-            (self._unet.module, self._texts.first, self._texts.second, self._vae),
-            trained=[self.parts[part] for part in parts],
-        )
-        _, height, across = self.latent_shape(size)
-        width = int(self._unet.module.config.block_out_channels[0])
-        return held + ACTIVATION_BYTES * width * height * across * batch
+    def release(self) -> None:
+        """Free what training does not read: the VAE and the second text encoder. They come back
+        when used."""
+        self._vae.release()
+        self._texts.second.release()
 
     @torch.no_grad()
     def paint(

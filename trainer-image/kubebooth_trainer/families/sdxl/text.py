@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kubebooth_trainer.families import clip
 from kubebooth_trainer.families.door import Conditioning
+from kubebooth_trainer.families.shelf import Shelf
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
 
@@ -31,10 +32,7 @@ class TextEncoders:
             clip.load_tokenizer(folder, "tokenizer_2"),
         )
         self.first: nn.Module = clip.load_text_encoder(folder, FIRST, dtype=first, device=device)
-        self.second: nn.Module = clip.load_text_encoder(
-            folder, SECOND, dtype=second, device=device, projection=True
-        )
-        self.second.eval().requires_grad_(False)
+        self.second = Shelf(lambda: _load_second(folder, dtype=second, device=device))
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """`text` [n, tokens, both widths] and `pooled` [n, projection], float32.
@@ -53,3 +51,8 @@ class TextEncoders:
     def reset(self) -> None:
         """Put the base weights of the first one back."""
         clip.reset_text_encoder(self.first, self._folder, FIRST)
+
+
+def _load_second(folder: Path, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    network = clip.load_text_encoder(folder, SECOND, dtype=dtype, device=device, projection=True)
+    return network.eval().requires_grad_(False)
