@@ -33,6 +33,10 @@ clean: setup ## Stop the demo's cluster and remove its data
 test: setup controlplane ## Set up and run all tests (15 to 25 minutes; 8 more the first time)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
 
+.PHONY: test-long
+test-long: setup ## Kill trainings of every family, method and stage mode (about two hours)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m long $(ARGS)
+
 .PHONY: controlplane
 controlplane: setup ## Find, download or build the control plane (a build takes 8 minutes, once)
 	@$(PY) -m kubebooth_cluster binaries
@@ -58,5 +62,5 @@ generate: setup ## Regenerate CRDs, the field reference and the chart's copies
 
 .PHONY: bench
 bench: setup controlplane ## Run the benchmarks, or one: make bench NAME=store
-	@for name in $(or $(NAME),operator failover store conversion); do \
+	@for name in $(or $(NAME),operator failover store conversion cache); do \
 	  echo "== bench.$$name"; $(PY) -m bench.$$name || exit 1; done
