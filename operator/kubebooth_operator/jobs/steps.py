@@ -18,7 +18,7 @@ from kubebooth_api.v1alpha1.runtime import Runtime
 from kubebooth_api.v1alpha1.session import Retry
 
 from kubebooth_operator.doors import ChildRef, Waiting
-from kubebooth_operator.jobs import children, facts, failures, holdups, names, readings
+from kubebooth_operator.jobs import children, facts, failures, holdups, readings
 from kubebooth_operator.jobs.readings import F, Job, Seen
 from kubebooth_operator.jobs.situation import HELD, NOT_YET, Kind, Quota, Situation
 from kubebooth_operator.jobs.work import (
@@ -227,10 +227,8 @@ def _failed(pursuit: _Pursuit[F]) -> Step[F]:
     message = last.message if last else f"{pursuit.work.stage} failed"
     tries = f"after {retries} failed tries; " if retries > 1 else ""
     seen = pursuit.context.seen
-    retry = f"run `kubectl kubebooth retry {seen.name}`"
-    if seen.kind != SESSION:
-        retry = f"give annotation {names.RETRY_ANNOTATION} a new value"
-    hint = f" ({tries}change the spec, or mend the cause and {retry})"
+    name = seen.name if seen.kind == SESSION else f"mconv/{seen.name}"
+    hint = f" ({tries}change the spec, or mend the cause and run `kubectl kubebooth retry {name}`)"
     return pursuit.step(Kind.FAILED, reason, f"{message[:800]}{hint}")
 
 

@@ -174,7 +174,7 @@ def test_a_passing_fault_is_tried_again_and_a_bad_model_is_not() -> None:
     assert bad.holds("Failed")
     assert bad.condition("Failed")["reason"] == "DataError"
     assert bad.world.started == ["convert"]
-    assert "kubebooth.io/retry" in bad.condition("Failed")["message"]
+    assert "kubebooth retry mconv/turned" in bad.condition("Failed")["message"]
     bad.world.next_exit = lambda stage: 0
     bad.retry("1")
     bad.settle()
