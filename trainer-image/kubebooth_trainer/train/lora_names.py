@@ -12,15 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kubebooth_trainer.convert.keys import flux, unet
+from kubebooth_trainer.convert.keys import clip, flux, unet
+from kubebooth_trainer.convert.keys.families import Layout
 from kubebooth_trainer.convert.keys.links import Link
+from kubebooth_trainer.convert.keys.lora import kohya_place
 from kubebooth_trainer.convert.keys.sizes import Config
 from kubebooth_trainer.train.lora import Layer
 
 Family = Literal["sd", "sdxl", "flux"]
 DENOISERS: Mapping[Family, str] = {"sd": "unet", "sdxl": "unet", "flux": "transformer"}
 """Family → component of the Diffusers layout."""
-TEXT_MODEL = "text_model."
 
 
 def diffusers_names(layers: Sequence[Layer], *, family: Family) -> dict[str, Tensor]:
@@ -31,8 +32,7 @@ def diffusers_names(layers: Sequence[Layer], *, family: Family) -> dict[str, Ten
     """
     found: dict[str, Tensor] = {}
     for layer in layers:
-        component = DENOISERS[family] if layer.part == "denoiser" else "text_encoder"
-        name = f"{component}.{_path(layer)}"
+        name = f"{_folder(layer, family)}.{_path(layer)}"
         scale = layer.alpha / layer.rank
         found[f"{name}.lora_A.weight"] = layer.down
         found[f"{name}.lora_B.weight"] = layer.up if scale == 1 else layer.up * scale
@@ -62,26 +62,23 @@ def kohya_names(
     return found
 
 
+def _folder(layer: Layer, family: Family) -> str:
+    return DENOISERS[family] if layer.part == "denoiser" else "text_encoder"
+
+
 def _path(layer: Layer) -> str:
     """Text encoders have `text_model` in files, whatever the library at hand calls it."""
-    if layer.part == "textEncoder" and not layer.path.startswith(TEXT_MODEL):
-        return TEXT_MODEL + layer.path
-    return layer.path
+    return clip.prefixed(layer.path) if layer.part == "textEncoder" else layer.path
 
 
 def _renamed(
     layers: Sequence[Layer], *, family: Family, config: Mapping[str, Any]
 ) -> list[tuple[str, Layer]]:
-    text = "lora_te" if family == "sd" else "lora_te1"
-    found = [
-        (f"{text}_{_path(layer).replace('.', '_')}", layer)
-        for layer in layers
-        if layer.part == "textEncoder"
-    ]
-    own = {layer.path: layer for layer in layers if layer.part == "denoiser"}
-    if family == "sd":
-        return found + [(f"lora_unet_{path.replace('.', '_')}", one) for path, one in own.items()]
-    for link in _links(family, config):
+    layout: Layout = "sd1" if family == "sd" else family
+    by_path = [one for one in layers if one.part == "textEncoder" or family == "sd"]
+    found = [(kohya_place(_folder(one, family), one.path, layout).name, one) for one in by_path]
+    own = {one.path: one for one in layers if one.part == "denoiser" and family != "sd"}
+    for link in _links(family, config) if own else ():
         if not link.single.endswith(".weight"):
             continue
         joined = _joined(link, own)
