@@ -25,10 +25,10 @@ class Fault:
     field: str
     """Path below the spec or the Run, such as `training.mixedPrecision`."""
     message: str
-    """What is wrong and the cure."""
+    """What is wrong and the cure: a sentence that begins with the field."""
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.message}"
+        return f"{self.field} {self.message}"
 
 
 def faults(
@@ -48,12 +48,11 @@ def faults(
     yield from _stages(training)
     yield from _method(training, outputs)
     yield from _lora(row, training)
-    yield from _optimizer(training)
+    yield from optimizer_faults(training)
     if checkpoints.keep_best and training.validation is None:
         yield Fault(
             "checkpoints.keepBest",
-            "the best checkpoint is that of least validation loss: set training.validation or"
-            " remove keepBest",
+            "goes by the validation loss; set training.validation or remove it",
         )
 
 
@@ -66,8 +65,8 @@ def _resolutions(row: BaseModelRow, training: Training, resolution: int) -> Iter
     if smaller is not None and training.text_encoder.steps and smaller > resolution:
         yield Fault(
             "training.textEncoder.resolution",
-            f"{smaller} is above the session's {resolution}, and pictures would be enlarged; lower"
-            " it, or raise training.resolution",
+            f"{smaller} is above the session's {resolution}: pictures would be enlarged; lower it,"
+            " or raise training.resolution",
         )
         return
     for field, edge in edges.items():
@@ -91,7 +90,7 @@ def _precisions(row: BaseModelRow, training: Training) -> Iterator[Fault]:
         able = " or ".join(("Auto", *row.mixed_precisions))
         yield Fault(
             "training.mixedPrecision",
-            f"{row.variant} cannot be trained in {asked}: it overflows; use {able}",
+            f"{asked} does not do for {row.variant}; use {able}",
         )
 
 
@@ -100,19 +99,20 @@ def _objective(row: BaseModelRow, training: Training) -> Iterator[Fault]:
     if training.zero_terminal_snr and predicts != "v_prediction":
         yield Fault(
             "training.zeroTerminalSnr",
-            f"{row.variant} predicts {predicts}, and pure noise at the last timestep needs"
-            " v_prediction; turn it off",
+            f"needs a base model that predicts v, and {row.variant} predicts {predicts}; turn it"
+            " off or use baseModel.variant sd21-768",
         )
     if training.min_snr_gamma is not None and flow:
         yield Fault(
             "training.minSnrGamma",
-            f"flow matching has no signal-to-noise weights: remove it for {row.variant}",
+            "weighs signal against noise, and flow matching has no such weights; remove it for"
+            f" {row.variant}",
         )
     if training.offset_noise > 0 and flow:
         yield Fault(
             "training.offsetNoise",
-            "it mends schedules that never reach pure noise, and flow matching starts from it:"
-            f" remove it for {row.variant}",
+            "mends schedules that never reach pure noise, and flow matching starts from it; remove"
+            f" it for {row.variant}",
         )
     if training.timestep_sampling == "FluxShift" and not flow:
         yield Fault(
@@ -120,7 +120,10 @@ def _objective(row: BaseModelRow, training: Training) -> Iterator[Fault]:
             f"FluxShift shifts flow matching; {row.variant} takes Auto, Uniform or LogitNormal",
         )
     if training.guidance != 1.0 and row.family != "flux":
-        yield Fault("training.guidance", f"only Flux reads it: remove it for {row.variant}")
+        yield Fault(
+            "training.guidance",
+            f"{training.guidance:g} is read by Flux only; remove it for {row.variant}",
+        )
 
 
 def _stages(training: Training) -> Iterator[Fault]:
@@ -128,13 +131,14 @@ def _stages(training: Training) -> Iterator[Fault]:
     if text_encoder.steps == 0 and denoiser.steps == 0:
         yield Fault(
             "training",
-            "nothing to train: set training.textEncoder.steps or training.denoiser.steps above 0",
+            "has nothing to train: set training.textEncoder.steps or training.denoiser.steps above"
+            " 0",
         )
         return
     if training.ema is not None and denoiser.steps == 0:
         yield Fault(
             "training.ema",
-            "it averages the denoiser, which is not trained with training.denoiser.steps 0; remove"
+            "averages the denoiser, which is not trained with training.denoiser.steps 0; remove"
             " ema or raise the steps",
         )
     if text_encoder.mode == "Joint" and denoiser.steps == 0:
@@ -145,7 +149,7 @@ def _stages(training: Training) -> Iterator[Fault]:
     if training.validation is not None and denoiser.steps == 0:
         yield Fault(
             "training.validation",
-            "it is measured while the denoiser is trained, and training.denoiser.steps is 0;"
+            "is measured while the denoiser is trained, which training.denoiser.steps 0 leaves out;"
             " remove it or raise the steps",
         )
 
@@ -169,18 +173,19 @@ def _lora(row: BaseModelRow, training: Training) -> Iterator[Fault]:
     if lora.dora and row.family == "flux":
         yield Fault(
             "training.lora.dora",
-            "web UIs join the layers of Flux, and a joined DoRA would need the lengths of weights"
-            " it does not train; turn it off for Flux",
+            "would need the lengths of weights it does not train, since web UIs join the layers of"
+            " Flux; turn it off for Flux",
         )
     if lora.dora and training.memory.quantized_base != "None":
         yield Fault(
             "training.lora.dora",
-            "it measures the base's weights, which training.memory.quantizedBase"
+            "measures the base's weights, which training.memory.quantizedBase"
             f" {training.memory.quantized_base} rounds; turn one off",
         )
 
 
-def _optimizer(training: Training) -> Iterator[Fault]:
+def optimizer_faults(training: Training) -> Iterator[Fault]:
+    """What is wrong with the optimizer of a training."""
     text, denoiser = training.text_encoder, training.denoiser
     if training.optimizer != "Prodigy" or text.mode != "Joint" or text.steps == 0:
         return
@@ -200,28 +205,27 @@ def _method(training: Training, outputs: Sequence[Output]) -> Iterator[Fault]:
     lora = training.method == "LoRA"
     if training.lora is not None and not lora:
         yield Fault(
-            "training.lora", "it is only read with training.method: LoRA; set that or remove it"
+            "training.lora", "is only read with training.method: LoRA; set that or remove it"
         )
     if training.memory.quantized_base != "None" and not lora:
         yield Fault(
             "training.memory.quantizedBase",
-            "it freezes the base: set training.method: LoRA, or quantizedBase: None",
+            "freezes the base: set training.method: LoRA, or quantizedBase: None",
         )
     if training.caption_keep_tokens and not training.caption_shuffle:
         yield Fault(
             "training.captionKeepTokens",
-            "it is only read with training.captionShuffle: true; set that or remove it",
+            "is only read with training.captionShuffle: true; set that or remove it",
         )
     if lora and any(output.format == "Ckpt" for output in outputs):
         yield Fault(
             "outputs",
-            "a LoRA has no CKPT that UIs read: use format Safetensors, which has the names every UI"
-            " knows, or Diffusers",
+            "asks for a CKPT, which no UI reads of a LoRA; use format Safetensors, which has the"
+            " names that every UI knows, or Diffusers",
         )
     published = sum(output.format == "Diffusers" for output in outputs)
     if published > MOST_PUBLISHED:
         yield Fault(
             "outputs",
-            f"{published} artifacts in the Diffusers layout are asked for; at most"
-            f" {MOST_PUBLISHED} fit",
+            f"asks for {published} Diffusers artifacts; at most {MOST_PUBLISHED} fit",
         )
