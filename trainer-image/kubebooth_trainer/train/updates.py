@@ -59,7 +59,6 @@ class Updates:
         """
         rate = self._set_rates(step)
         while True:
-            self._optimizer.zero_grad()
             loss = float(backward(self.facts.loss_scale))
             if loss != loss or loss in (float("inf"), float("-inf")):
                 raise ConfigurationError(f"the loss became {loss}", reason="LossNotFinite")
@@ -69,6 +68,7 @@ class Updates:
             if not self._scaled or self.facts.loss_scale <= LOWEST_SCALE:
                 raise ConfigurationError("the gradients are not finite", reason="LossNotFinite")
             self.facts = Facts(self.facts.loss_scale / 2, 0)
+            self._optimizer.zero_grad()
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._grow()
