@@ -61,6 +61,12 @@ def _resolutions(row: BaseModelRow, training: Training, resolution: int) -> Iter
     edges = {"training.resolution": resolution}
     if training.text_encoder.resolution is not None and training.text_encoder.steps:
         edges["training.textEncoder.resolution"] = training.text_encoder.resolution
+        if training.text_encoder.resolution > resolution:
+            yield Fault(
+                "training.textEncoder.resolution",
+                f"{training.text_encoder.resolution} is above the session's {resolution}: pictures"
+                " would be enlarged; lower it, or raise training.resolution",
+            )
     smaller = training.text_encoder.resolution
     if smaller is not None and training.text_encoder.steps and smaller > resolution:
         yield Fault(

@@ -87,6 +87,13 @@ def test_what_is_right_for_one_variant_is_right_there() -> None:
     assert told("flux-dev", lora) == {}
 
 
+def test_the_text_encoder_never_trains_on_enlarged_pictures() -> None:
+    asked = {"textEncoder": {"resolution": 512}}
+    found = told("sd15", asked, resolution=448)
+    assert "would be enlarged" in found["training.textEncoder.resolution"]
+    assert told("sd15", asked, resolution=512) == {}
+
+
 def test_a_resolution_above_the_native_one_must_be_asked_for_and_has_a_limit() -> None:
     row = BASE_MODELS["sd15"]
     assert "training.resolution" in told("sd15", {}, resolution=row.native_resolution + 64)
