@@ -79,8 +79,8 @@ def _resolutions(row: BaseModelRow, training: Training, resolution: int) -> Iter
         if edge > row.greatest_resolution:
             yield Fault(
                 field,
-                f"{edge} is more than {row.variant} can paint: {row.greatest_resolution} is the"
-                " greatest; lower it",
+                f"{edge} is more than {row.variant} can paint; use {native}, at most"
+                f" {row.greatest_resolution}",
             )
         elif edge > native and not training.allow_non_native_resolution:
             yield Fault(
