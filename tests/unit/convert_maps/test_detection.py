@@ -269,6 +269,10 @@ def test_options_that_contradict_the_source_are_refused(
             "unCLIP",
         ),
         (sd1(in_channels=5), "depth"),
+        (
+            single_names(networks.TRANSFORMER, {**FLUX, "in_channels": 384}, ""),
+            "Fill and Control",
+        ),
         ({}, "no tensors"),
     ],
 )

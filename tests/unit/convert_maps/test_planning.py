@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import yaml
 from kubebooth_trainer.convert.door import Copy, Opened, Plan
-from kubebooth_trainer.convert.options import Options
+from kubebooth_trainer.convert.keys import networks
+from kubebooth_trainer.convert.options import ComponentPrecision, Options
 from kubebooth_trainer.convert.planning import plan
 from kubebooth_trainer.errors import ConfigurationError, DataError, WorkerError
 
-from tests.tiny.conversion import header, headers
+from tests.tiny.conversion import header, headers, single_names
 from tests.unit.convert_maps.test_detection import (
     DENOISER,
     UNET1,
@@ -226,6 +227,19 @@ def test_v_prediction_is_told_in_all_three_dialects() -> None:
     assert "marker" in plain.dropped["v_pred"]
 
 
+def test_a_vae_that_will_overflow_is_told_of() -> None:
+    def overflows(**options: Any) -> bool:
+        opened = headers(sdxl())
+        wide = Opened("Safetensors", {n: header(n, t.shape, "F32") for n, t in
+                                      opened.tensors.items()})  # fmt: skip
+        made = plan(wide, Options("Safetensors", **options))
+        return any("overflows" in line for line in made.evidence)
+
+    assert overflows(precision="Fp16")
+    assert not overflows(precision="Fp16", component_precision=ComponentPrecision(vae="Fp32"))
+    assert not overflows(precision="Bf16")
+
+
 def test_epsilon_of_stable_diffusion_2_is_told_to_older_loaders() -> None:
     made = plan(sd2_folder(EPSILON), Options("Ckpt", name="mine"))
     config = yaml.safe_load(texts_of(made)["mine.yaml"])["model"]["params"]
@@ -246,6 +260,23 @@ def test_metadata_are_kept_added_and_never_stale() -> None:
     assert "modelspec.hash_sha256" not in told
     with pytest.raises(ConfigurationError, match="no name of a ModelSpec field"):
         plan(source, Options("Safetensors", metadata={"bad name": "x"}))
+
+
+def test_a_flux_layout_says_that_it_lacks_a_tokenizer() -> None:
+    t5 = {"d_model": 64, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    shapes = {
+        **flux(guidance=True, prefix=DENOISER),
+        **single_names(networks.T5, t5, "text_encoders.t5xxl.transformer."),
+    }
+    made = plan(headers(shapes), Options("Diffusers"))
+    assert any("tokenizer_2 is left out" in line for line in made.evidence)
+    index = json.loads(texts_of(made)["model_index.json"])
+    assert index["text_encoder_2"] == ["transformers", "T5EncoderModel"]
+    assert index["tokenizer_2"] == [None, None]
+    given = Opened("Diffusers", {}, texts={"tokenizer_2/tokenizer.json": b"{}"})
+    made = plan(headers(shapes), Options("Diffusers", configs_from=given))
+    assert not any("left out" in line for line in made.evidence)
+    assert texts_of(made)["tokenizer_2/tokenizer.json"] == b"{}"
 
 
 def test_text_encoders_without_prefix_are_read_and_written_with_it() -> None:

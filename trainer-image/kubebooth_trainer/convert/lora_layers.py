@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from kubebooth_trainer.convert import views
@@ -268,8 +268,3 @@ def alpha_bytes(alpha: float, dtype: str) -> tuple[str, bytes]:
         if data and struct.unpack(_FORMATS[dtype], data)[0] == alpha:
             return dtype, data
     return "F32", struct.pack("<f", alpha)
-
-
-def with_path(layer: Layer, path: str) -> Layer:
-    """The same update of another module."""
-    return replace(layer, path=path)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from kubebooth_trainer.convert import changes, folders, lora, singles
 from kubebooth_trainer.convert.detection import Detected, ask_for_variant, detect
 from kubebooth_trainer.convert.door import Opened, Plan
-from kubebooth_trainer.convert.models import load
+from kubebooth_trainer.convert.models import Model, load
 from kubebooth_trainer.convert.options import Options
+from kubebooth_trainer.convert.tensors import dtype_for
 from kubebooth_trainer.errors import ConfigurationError
 
 
@@ -25,7 +26,7 @@ def plan(opened: Opened, options: Options) -> Plan:
     _check(found, options)
     loaded = load(opened, found)
     model, dropped = changes.applied(loaded, opened, options, found)
-    evidence = found.evidence
+    evidence = found.evidence + _warnings(model, options, found)
     if options.form == "Diffusers":
         files, left = folders.files(model, opened, options, found)
         evidence += folders.remarks(model, found, files)
@@ -39,6 +40,20 @@ def plan(opened: Opened, options: Options) -> Plan:
         files=files,
         dropped={**loaded.unread, **dropped, **left},
     )
+
+
+def _warnings(model: Model, options: Options, found: Detected) -> tuple[str, ...]:
+    """What will surprise the user although the conversion is right."""
+    vae = next((c for c in model.components.values() if c.component.role == "Vae"), None)
+    if found.layout != "sdxl" or vae is None:
+        return ()
+    narrowed = any(
+        dtype_for(options, "Vae", tensor.dtype) == "F16" != tensor.dtype
+        for tensor in vae.parts.values()
+    )
+    if not narrowed:
+        return ()
+    return ("the VAE of SDXL overflows in fp16, whose pictures are black; keep its precision",)
 
 
 def _check(found: Detected, options: Options) -> None:

@@ -19,6 +19,8 @@ Kind = Literal["Pipeline", "Vae", "ControlNet", "Lora"]
 _DENOISER = "model.diffusion_model."
 _CHANNELS = {4, 8, 9}
 """What UNets of these families read: latents, with a picture to edit, with a mask as well."""
+_FLUX_CHANNELS = 64
+"""What the transformer of Flux.1 reads: 16 channels of 2 x 2 latents."""
 _LORA_ENDS = (
     ".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight",
     ".lora.down.weight", ".lora.up.weight", "_lora.down.weight", "_lora.up.weight",
@@ -97,25 +99,27 @@ def _pipeline(opened: Opened, pipeline: str) -> Recognised:
     folders = {name.partition("/")[0] for name in opened.tensors if "/" in name}
     said = f"model_index.json: {pipeline[:60]}"
     if "transformer" in folders and pipeline.startswith("Flux"):
-        guidance = (json_of(opened, "transformer/config.json") or {}).get("guidance_embeds")
+        config = json_of(opened, "transformer/config.json") or {}
+        guidance = config.get("guidance_embeds")
+        _check_flux(config.get("in_channels", _FLUX_CHANNELS))
         return Recognised(
             "Pipeline", "flux", _present(FAMILIES["flux"], folders), guidance=guidance is True,
             evidence=(said, f"transformer/config.json: guidance_embeds {str(guidance)[:30]}"),
         )  # fmt: skip
-    config = json_of(opened, "unet/config.json")
-    if config is None or not pipeline.startswith("StableDiffusion"):
+    unet = json_of(opened, "unet/config.json")
+    if unet is None or not pipeline.startswith("StableDiffusion"):
         raise DataError(
             f"{said} is of no family that is converted; known are Stable Diffusion 1, 2, XL and"
             " Flux.1",
             reason="UnknownFamily",
         )
-    layout = _unet_layout(config)
-    channels = config.get("in_channels", 4)
+    layout = _unet_layout(unet)
+    channels = unet.get("in_channels", 4)
     if channels not in _CHANNELS:
         raise _odd_channels(channels)
     return Recognised(
         "Pipeline", layout, _present(FAMILIES[layout], folders), in_channels=channels,
-        evidence=(said, f"unet/config.json: {_unet_evidence(config)}"),
+        evidence=(said, f"unet/config.json: {_unet_evidence(unet)}"),
     )  # fmt: skip
 
 
@@ -184,6 +188,9 @@ def _single_flux(opened: Opened) -> Recognised | None:
     prefix = _first((_DENOISER, ""), "double_blocks.0.img_attn.qkv.weight", opened)
     if prefix is None:
         return None
+    entry = opened.tensors.get(f"{prefix}img_in.weight")
+    if entry is not None and entry.shape:
+        _check_flux(entry.shape[-1])
     guidance = f"{prefix}guidance_in.in_layer.weight" in opened.tensors
     return Recognised(
         "Pipeline", "flux", _prefixes(FAMILIES["flux"], opened, prefix), guidance=guidance,
@@ -269,6 +276,15 @@ def _prefixes(family: Family, opened: Opened, denoiser: str) -> dict[str, str]:
             if component.role != "Denoiser" and any(n.startswith(prefix) for n in opened.tensors):
                 found.setdefault(component.folder, prefix)
     return found
+
+
+def _check_flux(channels: object) -> None:
+    if channels != _FLUX_CHANNELS:
+        raise DataError(
+            f"the transformer reads {str(channels)[:20]} channels, not {_FLUX_CHANNELS}: the Fill"
+            " and Control variants of Flux.1 are not converted",
+            reason="UnknownFamily",
+        )
 
 
 def _odd_channels(channels: object) -> DataError:

@@ -6,7 +6,7 @@ A network that claims more than these limits is refused before a table of it is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kubebooth_trainer.errors import DataError
@@ -106,11 +106,6 @@ class Found:
                 reason="WrongShape",
             )
         return shape
-
-    def some(self, names: Iterable[str], dimensions: int) -> tuple[int, ...]:
-        """Shape of the first of `names` that is there."""
-        wanted = list(names)
-        return self.shape(next((name for name in wanted if name in self), wanted[0]), dimensions)
 
     def number(self, pattern: str, *, most: int) -> int:
         """How many there are: one more than the greatest number that `pattern` captures."""
