@@ -106,6 +106,24 @@ def test_preempted_under_any_optimizer_the_result_is_the_same(
     assert published(session, run) == undisturbed
 
 
+def test_recomputing_activations_changes_no_bit_under_dropout(session: FolderSession):
+    run = run_of(session)
+    session.train(run)
+    plain = published_weights(session, run)
+    session.store.delete_prefix(SESSION + "/runs")
+    again = run_of(session, gradientCheckpointing="On")
+    session.train(again)
+    recomputed = published_weights(session, again)
+    assert plain.keys() == recomputed.keys()
+    assert all(torch.equal(tensor, recomputed[name]) for name, tensor in plain.items())
+
+
+def published_weights(session: FolderSession, run: TrainRun) -> dict[str, torch.Tensor]:
+    artifacts = session.root / SESSION / "runs" / run.digest[7:19] / "artifacts"
+    (path,) = artifacts.rglob("pytorch_lora_weights.safetensors")
+    return load_file(path)
+
+
 def update_of(base: Path, **more: Any) -> tuple[Any, LowRank]:
     model = sd.load(base, placement=CPU, zero_terminal_snr=False, trained=frozenset())
     training = Training.parse({"method": "LoRA", **more})
