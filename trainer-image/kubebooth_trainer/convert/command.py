@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kubebooth_trainer.convert.door import Form, Opened, Plan
+from kubebooth_trainer.convert.memory import give_back_freed_buffers
 from kubebooth_trainer.convert.meter import Meter
 from kubebooth_trainer.convert.options import (
     ComponentPrecision,
@@ -124,6 +125,7 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
 
 def convert_command(options: argparse.Namespace) -> int:
     """Do it. Raises `WorkerError`."""
+    give_back_freed_buffers()
     form = FORMS[options.to]
     wish = Wish(
         overwrite=options.overwrite,

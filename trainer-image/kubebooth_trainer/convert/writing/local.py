@@ -21,7 +21,7 @@ from kubebooth_trainer.errors import InternalFault, StorageFault
 OnBytes = Callable[[int], None]
 _COPY_BYTES = 32 << 20
 """Bytes of one call into the kernel, so that progress is told and a stop is heard."""
-_READ_BYTES = 1 << 20
+_READ_BYTES = 128 << 10
 _NOT_HERE = {
     errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF,
     errno.ETXTBSY,
@@ -59,8 +59,9 @@ class Writing:
                     self._close(step)
             if self._position != layout.size:
                 raise InternalFault(f"{self._position} of {layout.size} bytes were written")
-            # A file that ends in a hole has not got its length yet.
-            os.ftruncate(self._descriptor, layout.size)
+            if os.fstat(self._descriptor).st_size != layout.size:
+                # A file that ends in a hole has not got its length yet.
+                os.ftruncate(self._descriptor, layout.size)
         except OSError as error:
             raise full_or(error) from error
         finally:

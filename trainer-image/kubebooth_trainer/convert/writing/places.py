@@ -133,7 +133,8 @@ def sync(folder: Path) -> None:
 def created(path: Path, *, durable: bool) -> Iterator[int]:
     """A descriptor of a new file, readable by all; its bytes are durable when the block ends."""
     _make_folder(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    # Not truncated: it is new, and ext4 would flush a truncated file when it is closed.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         os.fchmod(descriptor, 0o644)
         yield descriptor

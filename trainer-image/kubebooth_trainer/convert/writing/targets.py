@@ -20,7 +20,8 @@ from kubebooth_trainer.convert.writing.places import created, staged, sync
 
 OnBytes = Callable[[str, int], None]
 """Told the stage (`Write`, `Prove`) and the number of further bytes done, from any thread."""
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 128 << 10
+"""Stays below what `memory` has mapped one by one, and within a core's cache."""
 _PROVERS = 2
 
 
