@@ -62,5 +62,5 @@ generate: setup ## Regenerate CRDs, the field reference and the chart's copies
 
 .PHONY: bench
 bench: setup controlplane ## Run the benchmarks, or one: make bench NAME=store
-	@for name in $(or $(NAME),operator failover store conversion cache); do \
+	@for name in $(or $(NAME),operator failover store conversion cache checkpoint train); do \
 	  echo "== bench.$$name"; $(PY) -m bench.$$name || exit 1; done

@@ -38,6 +38,8 @@ WHOLE = (
     "preprocess.minImages",
     "preprocess.badFiles",
     "preprocess.minEdge",
+    "preprocess.crop",
+    "preprocess.focus",
     "preprocess.buckets",
     "captions.prefix",
     "captions.suffix",
@@ -107,7 +109,6 @@ WHOLE = (
 fields below it are named too."""
 
 VALUES: Mapping[str, tuple[str, ...]] = {
-    "preprocess.crop": ("Center",),
     "captions.mode": ("Files", "None"),
     "review": ("Auto",),
     "runtime.launcher": ("Job",),

@@ -65,7 +65,7 @@ def test_a_store_that_nobody_configured_names_the_fields() -> None:
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"preprocess": {"crop": "Smart"}}, "spec.preprocess.crop: Smart"),
+        ({"preprocess": {"watermarks": "Warn"}}, "spec.preprocess.watermarks: Warn"),
         ({"captions": {"mode": "Model", "model": {"model": "m"}}}, "spec.captions.mode: Model"),
         ({"captions": {"lint": "Fail"}}, "spec.captions.lint: Fail"),
         ({"review": "Required"}, "spec.review: Required"),

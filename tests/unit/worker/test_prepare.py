@@ -269,7 +269,6 @@ def test_a_concept_without_pictures_is_named(booth: Booth) -> None:
     [
         ({"resolution": 60}, "resolution"),
         ({"resolution": 4096}, "resolution"),
-        ({"preprocess": {"crop": "Smart"}}, "preprocess.crop: Smart"),
         ({"preprocess": {"blur": "Fail"}}, "preprocess.blur: Fail"),
         ({"preprocess": {"watermarks": "Warn"}}, "preprocess.watermarks"),
         ({"captions": {"mode": "Model", "model": {"model": "x"}}}, "captions.mode"),

@@ -100,9 +100,9 @@ def _key(run: PrepareRun, store: Store) -> str:
         return store.key_of(run.fetched.uri)
     source = run.base_model.source
     if source is None or source.store is None:
-        kind = next(iter(source.dump()), "nothing") if source else "the catalogue's"
+        kind = f".{next(iter(source.dump()), '')}" if source else ""
         raise ConfigurationError(
-            f"baseModel.source ({kind}): the model must be in the store before pictures are"
+            f"baseModel.source{kind}: the model must be in the store before pictures are"
             " prepared; run a Fetch first and name its answer in fetched, or upload the model"
             " (kubebooth upload FOLDER --model NAME) and set baseModel.source.store.key:"
             " models/NAME"

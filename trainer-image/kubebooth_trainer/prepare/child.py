@@ -13,15 +13,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kubebooth_trainer.prepare.protocol import CPU_LIMIT_S, READY
+from kubebooth_trainer.prepare.framing import Framing
+from kubebooth_trainer.prepare.protocol import CPU_LIMIT_S, FOCUS_MIB, READY
 from kubebooth_trainer.prepare.render import Refused, render
 from kubebooth_trainer.prepare.shapes import Shape
 
 _FILE_LIMIT_BYTES = 256 * 1024 * 1024
 
 
-def main(memory_mib: int) -> None:
-    """Answer questions until stdin ends."""
+def main(memory_mib: int, *, looks: bool) -> None:
+    """Answer questions until stdin ends; `looks` says that subjects will be looked for."""
+    if looks:
+        # Before the limit: the libraries take address space that pictures shall not pay for.
+        import kubebooth_trainer.prepare.focus  # noqa: F401
+
+        memory_mib += FOCUS_MIB
     # Whatever a library prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -40,6 +46,7 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
             Path(question["source"]),
             shapes=tuple(Shape(height, width) for height, width in question["shapes"]),
             min_edge=question["minEdge"],
+            framing=Framing(question["crop"], question["focus"]),
         )
     except Refused as refused:
         return {"refused": str(refused)}
@@ -82,4 +89,4 @@ def _limit(which: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), looks=sys.argv[2:] == ["looks"])

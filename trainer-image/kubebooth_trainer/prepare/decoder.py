@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from kubebooth_trainer.errors import InternalFault
+from kubebooth_trainer.prepare.framing import CENTRE, Framing
 from kubebooth_trainer.prepare.protocol import CPU_LIMIT_S, MEMORY_MIB, READY, WALL_LIMIT_S
 from kubebooth_trainer.prepare.shapes import Shape
 
@@ -68,8 +69,14 @@ class Decoder:
     """One child for all pictures; use it as a context manager."""
 
     def __init__(
-        self, *, scratch: Path, memory_mib: int = MEMORY_MIB, wall_limit_s: float = WALL_LIMIT_S
+        self,
+        *,
+        scratch: Path,
+        framing: Framing = CENTRE,
+        memory_mib: int = MEMORY_MIB,
+        wall_limit_s: float = WALL_LIMIT_S,
     ) -> None:
+        self._framing = framing
         self._memory_mib = memory_mib
         self._wall_limit_s = wall_limit_s
         self._log = scratch / "decoder.log"
@@ -100,6 +107,8 @@ class Decoder:
             "target": str(target),
             "shapes": [[shape.height, shape.width] for shape in shapes],
             "minEdge": min_edge,
+            "crop": self._framing.crop,
+            "focus": self._framing.focus,
         }
         try:
             child.questions.write(json.dumps(question).encode() + b"\n")
@@ -137,7 +146,9 @@ class Decoder:
         if self._child is not None and self._child.process.poll() is None:
             return self._child
         self._end()
-        self._child = child = _start(self._log, memory_mib=self._memory_mib)
+        self._child = child = _start(
+            self._log, memory_mib=self._memory_mib, looks=self._framing.crop == "Smart"
+        )
         try:
             line = self._line(child, limit_s=_START_LIMIT_S)
         except TimeoutError:
@@ -193,7 +204,7 @@ def _pair(told: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _start(log: Path, *, memory_mib: int) -> _Child:
+def _start(log: Path, *, memory_mib: int, looks: bool) -> _Child:
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -201,11 +212,14 @@ def _start(log: Path, *, memory_mib: int) -> _Child:
     }
     with log.open("wb") as said:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kubebooth_trainer.prepare.child", str(memory_mib)],
+            [
+                *(sys.executable, "-P", "-m", "kubebooth_trainer.prepare.child", str(memory_mib)),
+                *(("looks",) if looks else ()),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
-            env={**kept, "OMP_NUM_THREADS": "1"},
+            env={**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             # A terminal's Ctrl-C reaches the parent only, which then ends the child in order.
             start_new_session=True,
         )

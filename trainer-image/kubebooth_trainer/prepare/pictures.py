@@ -17,6 +17,7 @@ from kubebooth_trainer.prepare.captions import (
     prompt_for,
 )
 from kubebooth_trainer.prepare.decoder import Decoded, Decoder, Verdict
+from kubebooth_trainer.prepare.framing import Framing
 from kubebooth_trainer.prepare.lints import findings
 from kubebooth_trainer.prepare.shapes import Shape
 from kubebooth_trainer.prepare.sources import (
@@ -86,7 +87,8 @@ def check_pictures(
     """
     checker = _Checker(run, found, store, verdicts, folder, shapes)
     folder.mkdir(parents=True, exist_ok=True)
-    with Decoder(scratch=folder) as decoder:
+    framing = Framing(run.preprocess.crop, run.preprocess.focus)
+    with Decoder(scratch=folder, framing=framing) as decoder:
         for index, file in enumerate(found.pictures):
             if reporter.stop.is_set():
                 raise Preempted("stopped while checking pictures; the next try starts over")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
-from kubebooth_trainer.prepare.shapes import Cut, Shape, cut_of
+from kubebooth_trainer.prepare.framing import CENTRE, Framing, NotOfTheShape, cut_out
+from kubebooth_trainer.prepare.shapes import Cut, Shape
 from kubebooth_trainer.prepare.sniff import cure_for
 
 MAX_PIXELS = 100_000_000
@@ -74,8 +75,10 @@ class Rendered:
     """What of the upright picture was taken."""
 
 
-def render(path: Path, *, shapes: tuple[Shape, ...], min_edge: int) -> Rendered:
-    """The upright centre of a picture file in the one of the shapes that fits it best, as RGB.
+def render(
+    path: Path, *, shapes: tuple[Shape, ...], min_edge: int, framing: Framing = CENTRE
+) -> Rendered:
+    """The upright picture of a file in the one of the shapes that fits it best, as RGB.
 
     Only the first frame counts. Transparency becomes white. Raises `Refused`, or `MemoryError`
     within a memory limit.
@@ -89,7 +92,7 @@ def render(path: Path, *, shapes: tuple[Shape, ...], min_edge: int) -> Rendered:
             width, height = image.size
             _check_size(width, height, min_edge=min_edge)
             _load(image)
-            made, original, cut = _cut_out(image, shapes)
+            made, original, cut = _cut_out(image, shapes, framing)
             return Rendered(made, width, height, original, cut)
 
 
@@ -130,26 +133,36 @@ def _load(image: Image.Image) -> None:
 
 
 def _cut_out(
-    image: Image.Image, shapes: tuple[Shape, ...]
+    image: Image.Image, shapes: tuple[Shape, ...], framing: Framing
 ) -> tuple[Image.Image, tuple[int, int], Cut]:
     """The picture, (height, width) of the upright original, and what of that was taken."""
     turn = _orientation(image)
     width, height = reversed(image.size) if turn in _SWAPS else image.size
-    cut = cut_of(height, width, shapes)
-    across, down = cut.shape.width, cut.shape.height
-    size = (down, across) if turn in _SWAPS else (across, down)
     profile = image.info.get("icc_profile")
     deep = image.mode in _SIXTEEN_BITS or image.mode in {"I", "F"}
     scale = _grey_scale(image) if deep else 1.0
-    box = file_box(cut, *image.size, turn=turn)
-    small = _plain(image).resize(size, Image.Resampling.LANCZOS, box=box)
-    if small.mode == "F":
-        small = small.point(lambda value: value * scale + 0.5).convert("L")
-    flat = _to_srgb(_on_white(small), profile)
-    upright = flat.transpose(_TURNS[turn]) if turn in _TURNS else flat
+    plain = _plain(image)
+
+    def upright(cut: Cut, *, gap: float | None = None) -> Image.Image:
+        """A cut of the upright picture in its shape, as RGB."""
+        across, down = cut.shape.width, cut.shape.height
+        size = (down, across) if turn in _SWAPS else (across, down)
+        box = file_box(cut, *image.size, turn=turn)
+        small = plain.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=gap)
+        if small.mode == "F":
+            small = small.point(lambda value: value * scale + 0.5).convert("L")
+        flat = _to_srgb(_on_white(small), profile)
+        return flat.transpose(_TURNS[turn]) if turn in _TURNS else flat
+
+    try:
+        made, cut = cut_out(upright, height, width, shapes=shapes, framing=framing)
+    except NotOfTheShape as error:
+        raise Refused(
+            f"is {error}; crop it yourself, or set preprocess.crop to Smart, Center or Pad"
+        ) from error
     # Profiles and comments of the original would otherwise travel into the file we write.
-    upright.info = {}
-    return upright, (height, width), cut
+    made.info = {}
+    return made, (height, width), cut
 
 
 def file_box(cut: Cut, width: int, height: int, *, turn: int) -> tuple[int, int, int, int]:

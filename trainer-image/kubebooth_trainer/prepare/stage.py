@@ -34,7 +34,7 @@ from kubebooth_trainer.reporter import Reporter
 _LOG = logging.getLogger(__name__)
 _MESSAGE_ROOM = 700
 _ABSENT_CURE = (
-    "pictures are cropped to the centre, captions come from files: leave it at its default"
+    "captions come from files, and pictures are not judged by a model: leave it at its default"
 )
 _RESOLUTIONS = range(16, 2049, 8)
 
@@ -173,7 +173,6 @@ def _absent(run: PrepareRun) -> dict[str, bool]:
     """Fields that this version cannot honour → whether they ask for something."""
     preprocess, captions = run.preprocess, run.captions
     return {
-        f"preprocess.crop: {preprocess.crop}": preprocess.crop != "Center",
         f"preprocess.blur: {preprocess.blur}": preprocess.blur in {"Exclude", "Fail"},
         "preprocess.watermarks": preprocess.watermarks != "Ignore",
         f"captions.mode: {captions.mode}": captions.mode not in {"None", "Files"},
