@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,27 @@ def test_the_same_step_of_another_life_replaces_what_was_there(place: Place):
     assert place.resumed() == denoiser(4)
 
 
-def test_a_failed_upload_is_raised_at_the_next_save(place: Place):
+def test_a_failed_upload_is_told_and_not_lost_by_the_next_save(
+    place: Place, caplog: pytest.LogCaptureFixture
+):
+    with place.open() as checkpoints:
+        checkpoints.resume(STAGES)
+        (place.root / "scratch").write_text("in the way")
+        checkpoints.save(state(denoiser(1)))
+        running = checkpoints._running
+        while running is not None and not running.done():
+            time.sleep(0.01)
+        (place.root / "scratch").unlink()
+        checkpoints.save(state(denoiser(2)))
+        checkpoints.wait()
+    assert place.names() == ["Denoiser-00000001", "Denoiser-00000002"]
+    assert "was not saved and is tried once more" in caplog.text
+    saved = read_manifest(place.store, layout.checkpoint(RUN, "Denoiser", 1))
+    assert saved is not None
+    assert saved.metadata["step"] == 1
+
+
+def test_an_upload_that_fails_again_is_raised_at_the_next_save(place: Place):
     with place.open() as checkpoints:
         (place.root / "scratch").write_text("in the way")
         checkpoints.save(state(denoiser(1)))

@@ -26,6 +26,7 @@ from kubebooth_store import (
     Corrupt,
     NotFound,
     Store,
+    StoreError,
     fetch,
     publish,
     read_manifest,
@@ -81,6 +82,7 @@ class Checkpoints:
         self._folder, self._asked, self._on_saved = folder, asked, on_saved
         self._uploader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._running: Future[Checkpoint] | None = None
+        self._saving: State | None = None
         self._held: dict[str, Tensor] = {}
         self._kept: list[str] = []
         self._measured: dict[str, float] = {}
@@ -139,13 +141,21 @@ class Checkpoints:
         """
         self.wait()
         copied = replace(state, tensors=self._copied(state.tensors))
+        self._saving = copied
         self._running = self._uploader.submit(self._publish, copied)
 
     def wait(self) -> None:
-        """Wait until the newest saved state is durable; raises what its publishing raised."""
-        if self._running is not None:
-            running, self._running = self._running, None
+        """Wait until the newest saved state is durable; what could not be published is tried once
+        more, and raises then."""
+        if self._running is None or self._saving is None:
+            return
+        running, self._running = self._running, None
+        try:
             running.result()
+        except (StoreError, OSError) as error:
+            # The copy is still held, so nothing is lost by trying again.
+            log.warning("a checkpoint was not saved and is tried once more: %s", error)
+            self._uploader.submit(self._publish, self._saving).result()
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy into buffers that are kept, since allocating costs more than copying."""
