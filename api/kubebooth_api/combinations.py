@@ -67,14 +67,6 @@ def _resolutions(row: BaseModelRow, training: Training, resolution: int) -> Iter
                 f"{training.text_encoder.resolution} is above the session's {resolution}: pictures"
                 " would be enlarged; lower it, or raise training.resolution",
             )
-    smaller = training.text_encoder.resolution
-    if smaller is not None and training.text_encoder.steps and smaller > resolution:
-        yield Fault(
-            "training.textEncoder.resolution",
-            f"{smaller} is above the session's {resolution}: pictures would be enlarged; lower it,"
-            " or raise training.resolution",
-        )
-        return
     for field, edge in edges.items():
         if edge > row.greatest_resolution:
             yield Fault(
