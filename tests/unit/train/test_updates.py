@@ -137,3 +137,28 @@ def test_gradients_that_are_not_finite_leave_the_weights_alone():
     with pytest.raises(ConfigurationError, match="gradients"):
         updates_of(net).apply(0, broken)
     assert torch.equal(net.parts["denoiser"].weight, before)
+
+
+def test_an_average_of_rounded_weights_is_itself_not_rounded():
+    net = Net()
+    for part in net.parts.values():
+        part.to(torch.bfloat16)
+    updates = updates_of(net, ema={"decay": 0.5})
+
+    def backward(scale: float) -> torch.Tensor:
+        loss = net.parts["denoiser"](torch.ones(1, 2, dtype=torch.bfloat16)).float().pow(2).sum()
+        (loss * scale).backward()
+        return loss.detach()
+
+    for step in range(3):
+        updates.apply(step, backward)
+    average = updates.capture()["ema/denoiser.weight"]
+    kept = average.clone()
+    trained = net.parts["denoiser"].weight.detach().clone()
+    assert average.dtype == torch.float32
+    with updates.averaged():
+        shown = net.parts["denoiser"].weight.detach().clone()
+    assert torch.equal(shown, kept.to(torch.bfloat16))
+    assert not torch.equal(kept, kept.to(torch.bfloat16).float())
+    assert torch.equal(net.parts["denoiser"].weight, trained)
+    assert torch.equal(updates.capture()["ema/denoiser.weight"], kept)
