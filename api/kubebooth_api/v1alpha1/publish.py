@@ -86,7 +86,7 @@ class WandbTracker(Door):
 class Trackers(Door):
     """Where losses and samples are shown while the model trains."""
 
-    tensor_board: bool = False
+    tensor_board: bool = True
     """Write TensorBoard event files beside the run."""
     mlflow: MlflowTracker | None = None
     """An MLflow tracking server."""
