@@ -67,7 +67,6 @@ REFUSED = {
     "priorPreservation.sources": [{"store": {"key": "x"}}],
     "guidance": 2.0,
     "conceptStage": {"sources": [{"store": {"key": "x"}}]},
-    "compile": True,
     "memory.quantizedBase": "Int8",
 }
 """Field → a value that this version refuses by the field's name."""
@@ -79,9 +78,10 @@ ELSEWHERE = {
     "memory.allow8BitOptimizer",
     "memory.allowOffload",
     "memory.allowLora",
+    "compile",
 }
-"""`method: LoRA` and `lora` give another kind of artifact and have tests of their own, `resolution`
-arrives as `run.resolution`, and permissions of `memory` need not be made use of."""
+"""`method: LoRA`, `lora` and `compile` have tests of their own, `resolution` arrives as
+`run.resolution`, and permissions of `memory` need not be made use of."""
 
 
 def with_change(field: str, value: Any) -> dict[str, Any]:

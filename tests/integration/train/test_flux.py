@@ -78,3 +78,27 @@ def test_a_stopped_training_of_flux_goes_on_to_the_same_bits(session: FolderSess
     resumed = session.train(run)
     session.store.delete_prefix(SESSION + "/runs")
     assert session.train(run).artifacts == resumed.artifacts
+
+
+@pytest.mark.parametrize("form", ["Int8", "Nf4"])
+def test_a_low_rank_update_on_a_quantized_base_resumes_exactly(session: FolderSession, form: str):
+    training = {
+        "method": "LoRA",
+        "lora": {"rank": 2},
+        "textEncoder": {"steps": 0},
+        "denoiser": {"steps": 3, "learningRate": 1e-3},
+        "memory": {"quantizedBase": form},
+    }
+    run = session.run(training, samples=SAMPLES, variant="flux-dev")
+
+    class Stopping(Reporter):
+        def advance(self, stage: str, step: int, total_steps: int, **more: Any) -> None:
+            super().advance(stage, step, total_steps, **more)
+            if (stage, step) == ("Denoiser", 1):
+                self.stop.set()
+
+    with pytest.raises(Preempted):
+        session.train(run, reporter=Stopping(first_stage="Denoiser"))
+    resumed = session.train(run)
+    session.store.delete_prefix(SESSION + "/runs")
+    assert session.train(run).artifacts == resumed.artifacts

@@ -11,7 +11,8 @@ from kubebooth_store import read_manifest
 from kubebooth_trainer.errors import OutOfMemory
 from kubebooth_trainer.families.sd.model import SdModel
 from kubebooth_trainer.reporter import Reporter
-from kubebooth_trainer.train import memory_sizes
+from kubebooth_trainer.train import memory_ladder, memory_sizes
+from safetensors.torch import load_file
 
 from tests.tiny.folder_session import SESSION, FolderSession
 
@@ -214,3 +215,20 @@ def test_a_failed_attempt_leaves_no_weights_in_memory(
     trained(session, TRAINING)
     assert len(living) > 2
     assert len(set(living)) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
+def test_a_compiled_denoiser_trains_to_the_same_weights(
+    session: FolderSession, monkeypatch: pytest.MonkeyPatch
+):
+    def weights(training: dict[str, Any]) -> dict[str, torch.Tensor]:
+        outcome, _ = trained(session, training)
+        folder = session.path_of(outcome.artifacts[0].uri) / "unet"
+        return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+    exact = weights(TRAINING)
+    # This backend traces like the default one, but does not make code.
+    monkeypatch.setattr(memory_ladder, "COMPILER", "aot_eager")
+    compiled = weights({**TRAINING, "compile": True})
+    assert compiled.keys() == exact.keys()
+    assert all(torch.allclose(compiled[name], t, atol=1e-4) for name, t in exact.items())

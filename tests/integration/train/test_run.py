@@ -333,7 +333,7 @@ def test_running_out_of_memory_is_told_with_cures(
         raise error
 
     monkeypatch.setattr("kubebooth_trainer.families.sd.model.SdModel.losses", exhaust)
-    with pytest.raises(OutOfMemory, match=r"training\.gradientCheckpointing: On"):
+    with pytest.raises(OutOfMemory, match=r"memory\.allowLora: true.*training\.batchSize"):
         session.train(short(session))
 
 

@@ -40,7 +40,6 @@ def run_of(training: dict[str, Any], **more: Any) -> TrainRun:
         ),
         ({"conceptStage": {"sources": [{"store": {"key": "x"}}]}}, r"training\.conceptStage"),
         ({"validation": {}, "denoiser": {"steps": 0}}, r"training\.validation"),
-        ({"compile": True}, r"training\.compile"),
         ({"guidance": 3.5}, r"training\.guidance"),
         ({"timestepSampling": "FluxShift"}, r"training\.timestepSampling FluxShift"),
         ({"textEncoder": {"resolution": 128}}, r"training\.textEncoder\.resolution"),
@@ -86,6 +85,40 @@ def test_a_family_that_is_not_here_is_refused_by_name(monkeypatch: pytest.Monkey
 def test_what_flow_matching_does_not_know_is_refused(training: dict[str, Any], said: str):
     with pytest.raises(ConfigurationError, match=said):
         refuse_unsupported(run_of(training, variant="flux-dev"))
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(
+        ConfigurationError, match=r"training\.compile needs a C\+\+ compiler"
+    ) as told:
+        refuse_unsupported(run_of({"compile": True}))
+    assert told.value.reason == "LibraryMissing"
+
+
+@pytest.mark.parametrize(
+    ("form", "variant", "method", "said"),
+    [
+        ("Nf4", "sdxl", "LoRA", "is for Flux"),
+        ("Fp8", "flux-dev", "LoRA", "use Int8 or Nf4"),
+    ],
+)
+def test_a_quantized_base_that_cannot_be_made_is_refused(
+    form: str, variant: str, method: str, said: str
+):
+    run = run_of({"method": method, "memory": {"quantizedBase": form}}, variant=variant)
+    with pytest.raises(
+        ConfigurationError, match=rf"training\.memory\.quantizedBase {form} .*{said}"
+    ):
+        refuse_unsupported(run)
+
+
+def test_a_quantized_base_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch):
+    run = run_of({"method": "LoRA", "memory": {"quantizedBase": "Nf4"}}, variant="flux-dev")
+    refuse_unsupported(run)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"needs the package bitsandbytes"):
+        refuse_unsupported(run)
 
 
 def test_flux_takes_its_guidance_and_its_sampling():

@@ -32,7 +32,7 @@ def place(training: Training) -> Placement:
 
 def _placed(training: Training, device: torch.device, autocast: torch.dtype | None) -> Placement:
     frozen = autocast if training.method == "LoRA" and autocast is not None else torch.float32
-    return Placement(device, autocast, frozen=frozen)
+    return Placement(device, autocast, frozen=frozen, quantized=training.memory.quantized_base)
 
 
 def precision_of(placement: Placement) -> str:

@@ -76,7 +76,8 @@ def ladder(training: Training, *, accelerator: bool, has_8bit: bool) -> tuple[Pr
     """
     memory, asked = training.memory, training.gradient_checkpointing
     full = training.method == "Full"
-    streamable = accelerator and asked != "Off" and not (training.lora and training.lora.dora)
+    plain = memory.quantized_base == "None" and not (training.lora and training.lora.dora)
+    streamable = accelerator and asked != "Off" and plain
     steps: tuple[tuple[Change, bool], ...] = (
         ("checkpointing", asked != "Off"),
         ("released", memory.allow_offload),

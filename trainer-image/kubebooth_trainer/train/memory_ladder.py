@@ -36,6 +36,8 @@ from kubebooth_trainer.train.memory_streaming import stream
 from kubebooth_trainer.train.stages import Stage, trained_parts
 
 T = TypeVar("T")
+COMPILER = "inductor"
+"""What torch.compile makes code with."""
 HOST = torch.device("cpu")
 RECORD, MOST_BYTES = "memory.json", 64 << 10
 log = logging.getLogger(__name__)
@@ -60,10 +62,18 @@ class Chosen:
         )
 
     def prepare(self, model: Model) -> None:
-        """Set the loaded model up; called again when a low-rank update has come into it."""
+        """Set the loaded model up for painting and encoding."""
         model.save_memory(self.profile.has("checkpointing"))
         if self.profile.has("streamed"):
             stream(model.parts["denoiser"], device=self.placement.device)
+
+    def ready(self, model: Model) -> None:
+        """Set it up for training, when a low-rank update, if any, is in it."""
+        denoiser = model.parts["denoiser"]
+        if self.profile.has("streamed"):
+            stream(denoiser, device=self.placement.device)
+        elif self.run.training.compile:
+            denoiser.compile(backend=COMPILER)
 
     def make_room(self, model: Model) -> None:
         """Free what updates do not read; called before they begin and after pictures."""

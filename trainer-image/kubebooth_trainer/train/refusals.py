@@ -13,6 +13,7 @@ from kubebooth_trainer.errors import ConfigurationError, DataError
 from kubebooth_trainer.families import flux, recognition, sd, sdxl
 from kubebooth_trainer.families.door import Load
 from kubebooth_trainer.families.files import read_json
+from kubebooth_trainer.train.memory_refusals import refuse_memory
 from kubebooth_trainer.train.methods import refuse_optimizer
 
 FAMILIES: dict[str, Load] = {"sd": sd.load, "sdxl": sdxl.load, "flux": flux.load}
@@ -55,6 +56,7 @@ def refuse_unsupported(run: TrainRun) -> None:
     ):
         raise ConfigurationError(str(fault))
     refuse_optimizer(run.training)
+    refuse_memory(run)
     refuse_unprepared(run)
     if run.resolution % 8:
         raise ConfigurationError(f"resolution {run.resolution} is no multiple of 8; use 512")
@@ -62,10 +64,7 @@ def refuse_unsupported(run: TrainRun) -> None:
 
 def _absent(run: TrainRun) -> dict[str, bool]:
     """Fields that nothing in this version reads → whether they are set."""
-    training = run.training
     return {
-        "training.memory.quantizedBase": training.memory.quantized_base != "None",
-        "training.compile": training.compile,
         "trackers.tensorBoard": run.trackers.tensor_board,
         "trackers.mlflow": run.trackers.mlflow is not None,
         "trackers.wandb": run.trackers.wandb is not None,

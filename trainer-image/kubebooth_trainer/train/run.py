@@ -140,11 +140,12 @@ def _train(
 def _weights(run: TrainRun, model: Model, stages: tuple[Stage, ...], chosen: Chosen) -> Weights:
     """What is trained. A low-rank update comes into the model only now, when everything that
     must not know of it, such as class images, is made."""
-    if run.training.method == "LoRA":
-        update = LowRank(model, trained_parts(stages), training=run.training)
-        chosen.prepare(model)
-        return update
-    return OwnWeights(model)
+    lora = run.training.method == "LoRA"
+    weights: Weights = (
+        LowRank(model, trained_parts(stages), training=run.training) if lora else OwnWeights(model)
+    )
+    chosen.ready(model)
+    return weights
 
 
 def _split(whole: Snapshot, run: TrainRun) -> tuple[Snapshot, tuple[Picture, ...]]:

@@ -13,10 +13,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from kubebooth_trainer.errors import ConfigurationError
 from kubebooth_trainer.families import networks
 from kubebooth_trainer.families.door import Placement
 from kubebooth_trainer.families.files import weight_files
 from kubebooth_trainer.families.flux import flow
+from kubebooth_trainer.families.flux.quantized import quantize
 
 
 class Transformer:
@@ -24,13 +26,22 @@ class Transformer:
 
     def __init__(self, folder: Path, *, placement: Placement, dtype: torch.dtype) -> None:
         self._folder, self._placement, self._dtype = folder, placement, dtype
+        form = placement.quantized
+        # A quantized base is too large for the device before it is quantized.
+        host = torch.device("cpu") if form != "None" else placement.waiting
         self.module: Any = networks.load_network(
             folder,
             "transformer",
             FluxTransformer2DModel,
             dtype=dtype,
-            device=placement.waiting or placement.device,
+            device=host or placement.device,
         )
+        if form == "Fp8":
+            raise ConfigurationError(
+                "training.memory.quantizedBase Fp8 is not in this version; use Int8 or Nf4"
+            )
+        if form != "None":
+            quantize(self.module, form, dtype=dtype, device=placement.device)
 
     def say(
         self, noisy: Tensor, sigmas: Tensor, *, text: Tensor, pooled: Tensor, guidance: float
@@ -63,5 +74,7 @@ class Transformer:
         return found
 
     def reset(self) -> None:
-        """Put the weights of the files back."""
+        """Put the weights of the files back; quantized ones never change."""
+        if self._placement.quantized != "None":
+            return
         networks.refill(self.module, weight_files(self._folder, "transformer"))
