@@ -125,7 +125,7 @@ class Updates:
             torch._foreach_lerp_(kept, live, 1 - decay)
             return
         for average, weight in zip(kept, live, strict=True):
-            average.lerp_(weight.to(average.device), 1 - decay)
+            average.lerp_(weight.to(average.device, average.dtype), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
