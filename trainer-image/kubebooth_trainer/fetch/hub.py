@@ -155,8 +155,8 @@ def _rows(reply: Reply, source: HuggingFaceSource) -> list[dict[str, Any]]:
         rows = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"repository {source.repo}: the hub's listing is no JSON; is hub.endpoint the address of"
-            " a hub?",
+            f"repository {source.repo}: the hub's listing is no JSON; is hub.endpoint a hub's"
+            " address?",
             reason="SourceInvalid",
         ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
