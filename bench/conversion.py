@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -343,7 +344,7 @@ def ours(source: Path, target: Path, form: str, *words: str) -> tuple[float, flo
 
 def timed(words: list[str], *, more: Mapping[str, str] | None = None) -> tuple[float, float]:
     """Seconds of a process and the peak MiB it tells."""
-    began = time.perf_counter()
+    began, before = time.perf_counter(), cpu_s()
     done = subprocess.run(
         words,
         env={**os.environ, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1", **(more or {})},
@@ -353,10 +354,17 @@ def timed(words: list[str], *, more: Mapping[str, str] | None = None) -> tuple[f
         timeout=1800,
     )
     seconds = time.perf_counter() - began
+    print(f"{'':20} {cpu_s() - before:7.2f} CPU-s", end="  ")
     if done.returncode:
         raise SystemExit(f"{words[:4]} ended with {done.returncode}: {done.stderr[-2000:]}")
     peak = [line for line in done.stdout.splitlines() if line.startswith("peak ")]
     return seconds, float(peak[0].split()[1]) if peak else 0.0
+
+
+def cpu_s() -> float:
+    """CPU seconds of all processes that have ended, which a busy machine does not lengthen."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def clear(place: Path) -> None:
