@@ -47,6 +47,8 @@ def _quantized(library: Any, layer: nn.Linear, form: Form, dtype: torch.dtype) -
         made.weight = library.Params4bit(
             weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=made
         )
+        # On some processors painting would repack the weights in place, in less precision.
+        made.support_avx512bf16_for_cpu = False
     else:
         made = library.Linear8bitLt(
             **sizes, bias=has_bias, has_fp16_weights=False, threshold=0.0, device="meta"
