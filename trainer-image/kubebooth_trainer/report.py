@@ -74,6 +74,10 @@ def _shrinking(report: RunReport) -> Iterator[RunReport]:
         yield report
     report = report.model_copy(update={"hints": ()})
     yield report
+    if report.detected is not None:
+        detected = report.detected.model_copy(update={"evidence": ()})
+        report = report.model_copy(update={"detected": detected})
+        yield report
     yield report.model_copy(update={"samples": None, "memory_profile": None})
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubebooth_api.artifacts import Artifact
 from kubebooth_api.runs import REPORT_LIMIT_BYTES, RunReport
+from kubebooth_api.v1alpha1.conversion import Detected
 from kubebooth_api.v1alpha1.session import DatasetStatus, FileVerdict
 from kubebooth_trainer.report import dumped, write
 from kubebooth_trainer.text import clipped
@@ -111,3 +112,11 @@ def test_a_report_goes_into_a_pipe_too() -> None:
 def test_a_folder_that_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"):
         write(report(), tmp_path / "missing" / "report.json")
+
+
+def test_evidence_gives_way_before_what_was_found() -> None:
+    evidence = tuple("ü" * 256 for _ in range(16))
+    found = Detected(family="sd", variant="sd15", evidence=evidence)
+    told = RunReport.model_validate_json(dumped(report(kind="Convert", detected=found)))
+    assert told.reason == "Succeeded"
+    assert told.detected == Detected(family="sd", variant="sd15")
