@@ -44,9 +44,6 @@ def refuse_other_base(run: TrainRun, folder: Path) -> None:
 
 def refuse_unsupported(run: TrainRun) -> None:
     """Raise `ConfigurationError` that names the first field this version cannot honour."""
-    for field, present in _absent(run).items():
-        if present:
-            raise ConfigurationError(f"{field} is not in this version; remove it")
     for fault in combinations.faults(
         variant=run.variant,
         training=run.training,
@@ -60,15 +57,6 @@ def refuse_unsupported(run: TrainRun) -> None:
     refuse_unprepared(run)
     if run.resolution % 8:
         raise ConfigurationError(f"resolution {run.resolution} is no multiple of 8; use 512")
-
-
-def _absent(run: TrainRun) -> dict[str, bool]:
-    """Fields that nothing in this version reads → whether they are set."""
-    return {
-        "trackers.tensorBoard": run.trackers.tensor_board,
-        "trackers.mlflow": run.trackers.mlflow is not None,
-        "trackers.wandb": run.trackers.wandb is not None,
-    }
 
 
 def refuse_unprepared(run: TrainRun) -> None:

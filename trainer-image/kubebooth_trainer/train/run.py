@@ -28,6 +28,7 @@ from kubebooth_trainer.train.refusals import family_of, refuse_other_base, refus
 from kubebooth_trainer.train.samples import BEFORE_AFTER, sample_prompts, samples_prefix
 from kubebooth_trainer.train.session import Bench, continue_from, hints_of, run_stage
 from kubebooth_trainer.train.stages import Stage, is_over, plan_stages, trained_parts
+from kubebooth_trainer.train.trackers import Trackers
 from kubebooth_trainer.train.validation import Validation
 from kubebooth_trainer.train.weights import OwnWeights, Weights
 from kubebooth_trainer.train.work import Work, work_of
@@ -47,6 +48,8 @@ class TrainOutcome:
     memory_profile: str
     hints: tuple[str, ...] = ()
     """What the losses suggest."""
+    notes: tuple[str, ...] = ()
+    """What went wrong beside the training, in words."""
 
 
 def train(run: TrainRun, *, store: Store, reporter: Reporter, workdir: Path) -> TrainOutcome:
@@ -102,9 +105,12 @@ def _train(
     work = work_of(run, stages, prompts=len(sample_prompts(run, snapshot)), painted=sources.painted)
     meter = Meter(reporter, total=work.total)
     log.info("training %s in %s", run.digest, profile)
-    with _checkpoints(
-        run, store=store, reporter=reporter, workdir=workdir, apart=chosen.apart
-    ) as checkpoints:
+    with (
+        Trackers(run, stages, store=store, folder=workdir / "trackers") as trackers,
+        _checkpoints(
+            run, store=store, reporter=reporter, workdir=workdir, apart=chosen.apart
+        ) as checkpoints,
+    ):
         state = fitted(checkpoints.resume(stages), run.training.optimizer)
         place_of_work = Place(model, placement, base, store, reporter, workdir)
         feeds = _feeds(run, sources, stages, state, place_of_work, meter=meter, work=work)
@@ -124,6 +130,7 @@ def _train(
             record=Record(state.losses, state.validations) if state else Record(),
             meter=meter,
             work=work,
+            trackers=trackers,
             validation=_validation(run, model, placement, feeds),
         )
         continue_from(bench, state)
@@ -134,7 +141,15 @@ def _train(
             updates = run_stage(bench, stage, state)
         checkpoints.wait()
         artifacts, samples = finish(bench, updates)
-        return TrainOutcome(checkpoints.newest, artifacts, samples, profile, hints=hints_of(bench))
+        trackers.close()
+        return TrainOutcome(
+            checkpoints.newest,
+            artifacts,
+            samples,
+            profile,
+            hints=hints_of(bench),
+            notes=trackers.notes,
+        )
 
 
 def _weights(run: TrainRun, model: Model, stages: tuple[Stage, ...], chosen: Chosen) -> Weights:

@@ -21,7 +21,7 @@ from kubebooth_trainer.train.hints import Course, hints
 from kubebooth_trainer.train.loop import Reading, train_stage
 from kubebooth_trainer.train.memory_ladder import Chosen
 from kubebooth_trainer.train.meter import Meter, Speed
-from kubebooth_trainer.train.record import Record
+from kubebooth_trainer.train.record import Record, spacing
 from kubebooth_trainer.train.samples import (
     CONTACT_SHEET,
     already_published,
@@ -33,6 +33,7 @@ from kubebooth_trainer.train.samples import (
 )
 from kubebooth_trainer.train.sheets import contact_sheet
 from kubebooth_trainer.train.stages import Part, Stage, keeps_before, position_at
+from kubebooth_trainer.train.trackers import Trackers
 from kubebooth_trainer.train.updates import Facts, Updates
 from kubebooth_trainer.train.validation import Validation
 from kubebooth_trainer.train.weights import Weights
@@ -60,6 +61,7 @@ class Bench:
     record: Record
     meter: Meter
     work: Work
+    trackers: Trackers
     validation: Validation | None = None
 
 
@@ -140,13 +142,20 @@ def _record(bench: Bench, stage: Stage, reading: Reading) -> None:
 
 def _tell(bench: Bench, stage: Stage, reading: Reading, speed: Speed) -> None:
     bench.meter.add(bench.work.update(stage))
+    pace = speed.tick()
+    if reading.step % spacing(stage.steps) == 0 or reading.step == stage.steps:
+        told = {"loss": reading.loss, "learning_rate": reading.learning_rate}
+        measured = bench.record.validated_at(stage.name, reading.step)
+        if measured is not None:
+            told["validation_loss"] = measured
+        bench.trackers.told(stage.name, reading.step, {**told, "images_per_second": pace})
     bench.meter.tell(
         stage.name,
         reading.step,
         stage.steps,
         loss=bench.record.smoothed,
         learning_rate=reading.learning_rate,
-        images_per_second=speed.tick(),
+        images_per_second=pace,
         validation_loss=bench.record.validation_loss,
     )
 
@@ -192,6 +201,7 @@ def _save(bench: Bench, stage: Stage, updates: Updates, step: int) -> None:
     for part in _kept_parts(bench.stages, stage.name):
         tensors |= {f"weights/{name}": weight for name, weight in bench.weights.of(part).items()}
     facts = asdict(updates.facts)
+    bench.trackers.saved(bench.record)
     bench.checkpoints.save(
         State(
             position=position_at(bench.stages, stage, step),
@@ -227,6 +237,7 @@ def _show(bench: Bench, stage: Stage, step: int) -> None:
             subtitle=f"{stage.name}, run {bench.run.digest[7:19]}",
         )
         publish_samples(bench.store, prefix, {CONTACT_SHEET: sheet})
+    bench.trackers.painted(stage.name, step)
     bench.reporter.painted(bench.store.uri_of(f"{prefix}/{CONTACT_SHEET}"))
 
 
