@@ -18,6 +18,7 @@ from kubebooth_cluster.ports import free_ports
 from kubebooth_cluster.testing import RealApi, eventually, found
 from kubebooth_store import Store, publish
 
+from tests.chart.helm import take_over
 from tests.e2e.given import HELM_SET, GivenCluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +44,8 @@ class Booth:
         words = [str(binaries.helm()), "upgrade", "--install", RELEASE]
         words += [str(ROOT / "charts/kubebooth"), "--namespace", self.namespace]
         words += ["--kubeconfig", str(self.cluster.kubeconfig), "--wait", "--timeout", "3m"]
+        # An earlier release has left its CRDs, as the chart promises: this one owns them now.
+        words += take_over()
         ports = zip(("s3", "master", "volume", "filer", "admin"), self._ports, strict=True)
         settings = [f"sessionNamespaces={{{self.sessions}}}", *values]
         settings += [f"store.bundled.ports.{name}={port}" for name, port in ports]
