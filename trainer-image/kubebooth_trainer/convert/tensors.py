@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kubebooth_trainer.convert import views
-from kubebooth_trainer.convert.door import Compute, Planned, Tensor
+from kubebooth_trainer.convert.door import Compute, Copy, Planned, Tensor
 from kubebooth_trainer.convert.keys.families import Role
 from kubebooth_trainer.convert.keys.links import Link
 from kubebooth_trainer.convert.models import Loaded, Update, put_together
@@ -71,9 +71,21 @@ def as_it_is(name: str, tensor: Tensor, origin: str, *, dtype: str | None = None
 
 
 def in_order(tensors: Sequence[Planned]) -> tuple[Planned, ...]:
-    """Widest values first, so that every tensor of a file without padding is aligned."""
+    """Widest values first, so that every tensor of a file without padding is aligned; of equals as
+    they lie in their source, so that neighbours stay neighbours and are copied as one."""
     widths = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
-    return tuple(sorted(tensors, key=lambda tensor: -widths.get(tensor.dtype, 1)))
+    files: dict[str, int] = {}
+
+    def place(tensor: Planned) -> tuple[int, int, int]:
+        data = tensor.data
+        segments = data.segments if isinstance(data, Copy) else data.inputs[0].segments
+        if not segments:
+            return -widths.get(tensor.dtype, 1), len(tensors), 0
+        first = segments[0]
+        file = files.setdefault(first.source.name, len(files))
+        return -widths.get(tensor.dtype, 1), file, first.start
+
+    return tuple(sorted(tensors, key=place))
 
 
 def _dtype(name: str, inputs: Sequence[Tensor], role: Role, options: Options) -> str:

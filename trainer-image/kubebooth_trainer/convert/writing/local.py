@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from kubebooth_trainer.convert.door import Copy, Segment
 from kubebooth_trainer.convert.formats.places import shortened
 from kubebooth_trainer.convert.writing.computing import computed
-from kubebooth_trainer.convert.writing.layouts import Closing, Data, Layout, Literal, Room
+from kubebooth_trainer.convert.writing.layouts import Closing, Data, Layout, Literal, Room, Step
 from kubebooth_trainer.convert.writing.streams import Stream, is_remote
 from kubebooth_trainer.errors import InternalFault, StorageFault
 
@@ -42,12 +42,19 @@ class Writing:
         self._position = 0
         self._stream: Stream | None = None
         self._sparse: dict[int, bool] = {}
+        self._open: list[Segment] = []
+        """Copies that are still to be made; neighbours are made as one."""
 
     def write(self, layout: Layout) -> None:
         """Write all of a layout. Raises `DataError`, `StorageFault` when the disk is full."""
         self._stream = Stream.of(layout) if is_remote(layout) else None
         try:
             for step in layout.steps:
+                run = self._run_of(step)
+                if run is not None:
+                    self._join(run)
+                    continue
+                self._flush()
                 if isinstance(step, Literal):
                     self._put(step.data)
                 elif isinstance(step, Room):
@@ -57,6 +64,7 @@ class Writing:
                     self._data(step)
                 else:
                     self._close(step)
+            self._flush()
             if self._position != layout.size:
                 raise InternalFault(f"{self._position} of {layout.size} bytes were written")
             if os.fstat(self._descriptor).st_size != layout.size:
@@ -68,6 +76,31 @@ class Writing:
             self._beside.shutdown(wait=True, cancel_futures=True)
             if self._stream is not None:
                 self._stream.close()
+
+    def _run_of(self, step: Step) -> tuple[Segment, ...] | None:
+        """Segments of a step that is a plain copy on disk and nothing else."""
+        if self._stream is not None or not isinstance(step, Data) or step.summed:
+            return None
+        return step.tensor.data.segments if isinstance(step.tensor.data, Copy) else None
+
+    def _join(self, segments: Iterable[Segment]) -> None:
+        for segment in segments:
+            last = self._open[-1] if self._open else None
+            if (
+                last is not None
+                and last.source is segment.source
+                and last.start + last.length == segment.start
+            ):
+                length = last.length + segment.length
+                self._open[-1] = Segment(last.source, last.start, length)
+                continue
+            self._flush()
+            self._open.append(segment)
+
+    def _flush(self) -> None:
+        for segment in self._open:
+            self._copy(segment)
+        self._open.clear()
 
     def _close(self, step: Closing) -> None:
         sums = [s if isinstance(s, int) else s.result() for s in self._sums]
