@@ -80,9 +80,12 @@ def test_two_releases_live_side_by_side(release: Release, control_plane: RealApi
 
 
 OURS = ("dreamboothsessions", "modelconversions", "webuiinstances")
+EXPORTS = "modelconversions"
+"""A session owns one for each export; sessions and web UIs are made by people alone."""
 CHILDREN = ("jobs.batch", "configmaps")
 NEEDED = [
     *((verb, f"{kind}.kubebooth.io", "") for kind in OURS for verb in ("list", "watch", "patch")),
+    *((verb, f"{EXPORTS}.kubebooth.io", "") for verb in ("create", "delete")),
     *(("patch", f"{kind}.kubebooth.io", "status") for kind in OURS),
     *(("update", f"{kind}.kubebooth.io", "finalizers") for kind in OURS),
     *(
@@ -95,7 +98,12 @@ NEEDED = [
 ]
 FORBIDDEN = [
     *((verb, "secrets", "") for verb in ("get", "list", "watch", "create", "patch", "delete")),
-    *((verb, f"{kind}.kubebooth.io", "") for kind in OURS for verb in ("create", "delete")),
+    *(
+        (verb, f"{kind}.kubebooth.io", "")
+        for kind in OURS
+        if kind != EXPORTS
+        for verb in ("create", "delete")
+    ),
     *((verb, "pods", "") for verb in ("create", "delete", "patch")),
     ("create", "pods", "exec"),
     ("get", "pods", "log"),
