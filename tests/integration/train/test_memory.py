@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from kubebooth_store import read_manifest
-from kubebooth_trainer.errors import OutOfMemory
+from kubebooth_trainer.errors import ConfigurationError, OutOfMemory, Preempted
 from kubebooth_trainer.families.sd.model import SdModel
 from kubebooth_trainer.reporter import Reporter
 from kubebooth_trainer.train import memory_ladder, memory_sizes
@@ -145,6 +145,52 @@ def test_eight_bit_state_goes_on_from_the_checkpoint_and_is_told(
     assert metadata(session, outcome)["memoryProfile"] == ["8bit"]
 
 
+def test_fused_updates_give_the_same_bits_stopped_or_not(
+    session: FolderSession, monkeypatch: pytest.MonkeyPatch
+):
+    training = {**TRAINING, "maxGradNorm": 0.05, "memory": {"allow8BitOptimizer": False}}
+    _, digest = trained(session, training)
+    session.store.delete_prefix(SESSION + "/runs")
+    monkeypatch.setattr(memory_sizes, "free_bytes", lambda device: 1)
+
+    class Stopping(Reporter):
+        def advance(self, stage: str, step: int, total_steps: int, **more: Any) -> None:
+            super().advance(stage, step, total_steps, **more)
+            if (stage, step) == ("Denoiser", 3):
+                self.stop.set()
+
+    with pytest.raises(Preempted, match="step 3 of 5"):
+        trained(session, training, reporter=Stopping(first_stage="TextEncoder"))
+    outcome, same = trained(session, training)
+    assert outcome.memory_profile == "cpu-fp32-checkpointing-released-fused"
+    assert same == digest
+    assert "memoryProfile" not in metadata(session, outcome)
+
+
+def test_gradients_that_are_not_finite_name_the_step_and_publish_nothing(
+    session: FolderSession, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(memory_sizes, "free_bytes", lambda device: 1)
+    losses, passes = SdModel.losses, 0
+
+    def spoilt(model: SdModel, *given: Any, **named: Any) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        found = losses(model, *given, **named)
+        if passes == 9:  # two passes for each update: this is the third of the denoiser
+            found.register_hook(lambda gradient: gradient * float("nan"))
+        return found
+
+    monkeypatch.setattr(SdModel, "losses", spoilt)
+    with pytest.raises(ConfigurationError, match=r"not finite at step 3 of Denoiser"):
+        trained(session, TRAINING)
+    assert passes == 9
+    run = session.run(TRAINING, samples=SAMPLES, checkpoints=CHECKPOINTS)
+    kept = [entry.key for entry in session.store.list(f"{SESSION}/runs/{run.digest[7:19]}")]
+    assert any("/checkpoints/" in key for key in kept)
+    assert not any("/artifacts/" in key or "unet" in key for key in kept)
+
+
 def test_lora_takes_the_place_of_the_full_fine_tune_only_where_permitted(
     session: FolderSession, monkeypatch: pytest.MonkeyPatch
 ):
@@ -189,7 +235,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 
 @pytest.mark.parametrize(
     ("free", "profile"),
-    [(1 << 40, "cpu-fp32"), (1, "cpu-fp32-checkpointing-released-8bit")],
+    [(1 << 40, "cpu-fp32"), (1, "cpu-fp32-checkpointing-released-8bit-fused")],
 )
 def test_the_estimate_decides_where_to_begin(
     session: FolderSession, monkeypatch: pytest.MonkeyPatch, free: int, profile: str

@@ -34,7 +34,8 @@ def test_the_ladder_gives_up_one_thing_after_the_other():
         "checkpointing",
         "checkpointing+released",
         "checkpointing+released+8bit",
-        "checkpointing+released+8bit+streamed",
+        "checkpointing+released+8bit+fused",
+        "checkpointing+released+8bit+fused+streamed",
     ]
     assert names({"memory": {"allowLora": True}})[-1].endswith("streamed+lora")
 
@@ -50,6 +51,10 @@ def test_the_ladder_gives_up_one_thing_after_the_other():
         ({"optimizer": "Adafactor"}, "8bit"),
         ({"method": "LoRA", "memory": {"allowLora": True}}, "lora"),
         ({"method": "LoRA", "lora": {"dora": True}}, "streamed"),
+        ({"method": "LoRA"}, "fused"),
+        ({"optimizer": "Prodigy"}, "fused"),
+        ({"gradientAccumulation": 2}, "fused"),
+        ({"compile": True}, "fused"),
         ({}, "lora"),
     ],
 )
@@ -62,13 +67,19 @@ def test_without_the_library_or_an_accelerator_their_rungs_are_missing():
     assert all("streamed" not in name for name in names({}, accelerator=False))
 
 
+def test_updates_are_not_fused_where_losses_are_scaled():
+    rungs = ladder(Training(), accelerator=True, has_8bit=True, scaled=True)
+    assert not any(rung.has("fused") for rung in rungs)
+    assert rungs[-1].has("streamed")
+
+
 def test_checkpointing_that_is_asked_for_is_where_the_ladder_begins():
     assert names({"gradientCheckpointing": "On"})[0] == "checkpointing"
 
 
 def test_the_first_profile_that_fits_is_tried_and_else_the_last():
     rungs = ladder(Training(), accelerator=True, has_8bit=True)
-    needs = (40 * GIB, 20 * GIB, 18 * GIB, 10 * GIB, 4 * GIB)
+    needs = (40 * GIB, 20 * GIB, 18 * GIB, 10 * GIB, 8 * GIB, 4 * GIB)
     assert first_that_fits(rungs, needs, free_bytes=80 * GIB) == rungs[0]
     assert first_that_fits(rungs, needs, free_bytes=24 * GIB) == rungs[1]
     assert first_that_fits(rungs, needs, free_bytes=20 * GIB) == rungs[3]
@@ -123,6 +134,8 @@ def test_the_estimates_are_near_what_others_publish():
     assert 14 < plain < 20  # 24 GB cards train it plainly
     assert 12 < checkpointing < plain
     assert streamed < 2
+    *_, eight_bit, fused, _ = needs_of("sdxl", {})
+    assert 9 < eight_bit - fused < 10  # the gradients of 2.6 billion weights
     xl = needs_of("sdxl", {"method": "LoRA"}, frozen_bytes=2)
     assert 5 < xl[1] < 16  # "less than 16 GB" with checkpointing
     flux = needs_of("flux-dev", {"method": "LoRA"}, frozen_bytes=2)
@@ -139,7 +152,7 @@ def test_a_profile_tells_what_it_changes_of_the_result():
     assert (trained.optimizer, trained.method) == ("AdamW8bit", "LoRA")
     assert rungs[2].applied(Training()) == Training()
     told = rungs[-1].told(device="cuda", precision="bf16")
-    assert told == "cuda-bf16-checkpointing-released-8bit-streamed-lora"
+    assert told == "cuda-bf16-checkpointing-released-8bit-fused-streamed-lora"
     assert len(told) <= 64
 
 

@@ -47,10 +47,12 @@ def train_stage(
             feed.batch(stage.name, step, part=part)
             for part in range(training.gradient_accumulation)
         ]
-        # Nothing in these models draws at random, but a base with dropout must resume exactly too.
-        torch.manual_seed(draws.key(training.seed, "dropout", stage.name, step) >> 1)
+        seed = draws.key(training.seed, "dropout", stage.name, step) >> 1
 
-        def backward(scale: float, parts: Sequence[Batch] = parts) -> Tensor:
+        def backward(scale: float, parts: Sequence[Batch] = parts, seed: int = seed) -> Tensor:
+            # Nothing in these models draws at random, but a base with dropout must resume exactly
+            # too, and give the same gradients when an update asks for them again.
+            torch.manual_seed(seed)
             return _backward(parts, scale, model=model, words=words, training=training)
 
         try:

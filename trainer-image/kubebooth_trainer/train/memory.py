@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 from kubebooth_api.v1alpha1.training import Training
 
-Change = Literal["checkpointing", "released", "streamed", "8bit", "lora"]
+Change = Literal["checkpointing", "released", "8bit", "fused", "streamed", "lora"]
 GIB = 1 << 30
 SHARE_OF_FREE_MEMORY = 0.85
 """What an estimate may take of the free memory: fragments and workspaces take the rest."""
 OPTIMIZER_BYTES = {"AdamW": 8.0, "AdamW8bit": 2.04, "Adafactor": 0.02, "Prodigy": 16.0}
 """Optimizer state of one trained weight."""
 SHARE_OF_VISITORS = 0.05
-"""Most of the weights that are on the accelerator at once while they stream."""
+"""Most of the weights that are on the accelerator at once while they stream, and most of the
+gradients that are there at once in fused updates."""
 QUANTIZED_BYTES = {"Int8": 1.02, "Fp8": 1.02, "Nf4": 0.53}
 """A weight of a quantized base, with its scales."""
 
@@ -68,11 +69,14 @@ class Sizes:
     """The same with gradient checkpointing."""
 
 
-def ladder(training: Training, *, accelerator: bool, has_8bit: bool) -> tuple[Profile, ...]:
+def ladder(
+    training: Training, *, accelerator: bool, has_8bit: bool, scaled: bool = False
+) -> tuple[Profile, ...]:
     """The profiles that these settings permit, the first the fastest, the last the smallest.
 
     Each gives up one thing more. Those that keep the result come before those that change it, but
-    for streaming, which is so slow that 8-bit state comes first.
+    for fused updates and streaming, which are so slow that 8-bit state comes first. `scaled` tells
+    whether losses are scaled, as in fp16.
     """
     memory, asked = training.memory, training.gradient_checkpointing
     full = training.method == "Full"
@@ -82,6 +86,7 @@ def ladder(training: Training, *, accelerator: bool, has_8bit: bool) -> tuple[Pr
         ("checkpointing", asked != "Off"),
         ("released", memory.allow_offload),
         ("8bit", memory.allow_8bit_optimizer and has_8bit and training.optimizer == "AdamW"),
+        ("fused", full and not scaled and can_fuse(training)),
         ("streamed", memory.allow_offload and streamable),
         ("lora", memory.allow_lora and full and training.ema is None),
     )
@@ -90,6 +95,17 @@ def ladder(training: Training, *, accelerator: bool, has_8bit: bool) -> tuple[Pr
         if permitted:
             rungs.append(Profile((*rungs[-1].changes, change)))
     return tuple(rungs[1:] if asked == "On" else rungs)
+
+
+def can_fuse(training: Training) -> bool:
+    """Whether weights can be updated one by one within a backward pass: not when gradients of
+    several passes make an update, nor by Prodigy, which estimates over all weights together, nor
+    where compiled code hands all gradients over at its end."""
+    return (
+        training.gradient_accumulation == 1
+        and training.optimizer != "Prodigy"
+        and not training.compile
+    )
 
 
 def first_that_fits(
@@ -141,7 +157,8 @@ def need_bytes(
             trained += size if own else size * _low_rank_share(training, sizes.width)
     if not profile.has("released"):
         weights += sizes.resting * frozen_bytes + sizes.vae * 4
-    updates = trained * (4 + OPTIMIZER_BYTES[training.optimizer])
+    gradients = 4.0 * (SHARE_OF_VISITORS if full and profile.has("fused") else 1)
+    updates = trained * (gradients + OPTIMIZER_BYTES[training.optimizer])
     if training.ema is not None and learns_denoiser and sizes.denoiser <= GIB:
         updates += 4 * sizes.denoiser
     if profile.has("streamed"):

@@ -61,6 +61,11 @@ class Chosen:
             device=self.placement.device.type, precision=precision_of(self.placement)
         )
 
+    @property
+    def fused(self) -> bool:
+        """Whether updates are made within the backward pass; a low-rank update is too small."""
+        return self.profile.has("fused") and self.run.training.method == "Full"
+
     def prepare(self, model: Model) -> None:
         """Set the loaded model up for painting and encoding."""
         model.save_memory(self.profile.has("checkpointing"))
@@ -92,6 +97,7 @@ class Descent:
             run.training,
             accelerator=placement.device.type != "cpu",
             has_8bit=importlib.util.find_spec("bitsandbytes") is not None,
+            scaled=placement.autocast == torch.float16,
         )
         self._present: Profile | None = None
 

@@ -32,6 +32,11 @@ class Optimizer:
     def __init__(self, training: Training, groups: Mapping[Part, Named]) -> None:
         self._kind = training.optimizer
         self._groups = groups
+        self._group_of = {
+            weight: number
+            for number, named in enumerate(groups.values())
+            for weight in named.values()
+        }
         self._optimizer: Any = MAKERS[self._kind](
             [{"params": list(named.values())} for named in groups.values()],
             training.weight_decay,
@@ -43,12 +48,22 @@ class Optimizer:
         self._optimizer.param_groups[place]["lr"] = rate
 
     def step(self) -> None:
-        """Apply the gradients that are there; a weight without one stays as it is.
-
-        So updates can be fused into the backward pass: call this whenever one weight has its
-        gradient, free that, and nothing else moves.
-        """
+        """Apply the gradients that are there; a weight without one stays as it is."""
         self._optimizer.step()
+
+    def step_one(self, weight: nn.Parameter) -> None:
+        """Apply the gradient of one weight; nothing else moves. Not for Prodigy, which estimates
+        over all weights together."""
+        groups = self._optimizer.param_groups
+        all_weights = [group["params"] for group in groups]
+        # Optimizers walk through every weight they have, which for each of a thousand is too long.
+        for number, group in enumerate(groups):
+            group["params"] = [weight] if number == self._group_of[weight] else []
+        try:
+            self._optimizer.step()
+        finally:
+            for group, weights in zip(groups, all_weights, strict=True):
+                group["params"] = weights
 
     def zero_grad(self) -> None:
         """Free all gradients."""

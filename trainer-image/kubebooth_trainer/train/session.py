@@ -79,7 +79,13 @@ def run_stage(bench: Bench, stage: Stage, state: State | None) -> Updates:
     Raises `Preempted` after saving when the worker is asked to stop.
     """
     training = bench.run.training
-    updates = Updates(bench.weights, stage, training=training, placement=bench.placement)
+    updates = Updates(
+        bench.weights,
+        stage,
+        training=training,
+        placement=bench.placement,
+        fused=bench.chosen.fused,
+    )
     first = 0
     if state is not None and state.position.name == stage.name:
         first = state.position.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from kubebooth_trainer.errors import ConfigurationError, DataError
 from kubebooth_trainer.families.door import Placement
+from kubebooth_trainer.train.fused import norm_of, norm_of_all, one_by_one
 from kubebooth_trainer.train.optimizers import Optimizer
 from kubebooth_trainer.train.schedule import learning_rate
 from kubebooth_trainer.train.stages import Part, Stage, settings_of
@@ -35,8 +37,17 @@ class Updates:
     """Applies gradients to the parts of a stage."""
 
     def __init__(
-        self, weights: Weights, stage: Stage, *, training: Training, placement: Placement
+        self,
+        weights: Weights,
+        stage: Stage,
+        *,
+        training: Training,
+        placement: Placement,
+        fused: bool = False,
     ) -> None:
+        """`fused` updates each weight within the backward pass, so that gradients never exist
+        together; not with several backward passes for an update, nor with fp16's loss scale."""
+        self._fused = fused
         self._stage, self._training = stage, training
         weights.learn(stage.parts)
         self._named: dict[Part, dict[str, nn.Parameter]] = {
@@ -54,26 +65,61 @@ class Updates:
         """Make update number `step` (from 0); its loss and the learning rate of the last part.
 
         `backward(scale)` computes the loss, leaves the gradients of loss * scale, and gives the
-        loss. A step whose fp16 gradients overflow is done again at half the scale, so that step
-        numbers count updates. Raises `ConfigurationError` when loss or gradients are not finite.
+        loss; called again it does the same. A step whose fp16 gradients overflow is done again at
+        half the scale, so that step numbers count updates. Raises `ConfigurationError` when loss
+        or gradients are not finite, before any weight has changed.
         """
         rate = self._set_rates(step)
+        loss = self._in_two_passes(backward) if self._fused else self._at_once(backward)
+        self._grow()
+        self._follow(step)
+        return loss, rate
+
+    def _at_once(self, backward: Callable[[float], Tensor]) -> float:
         while True:
-            loss = float(backward(self.facts.loss_scale))
-            if loss != loss or loss in (float("inf"), float("-inf")):
-                raise ConfigurationError(f"the loss became {loss}", reason="LossNotFinite")
+            loss = _finite(backward(self.facts.loss_scale))
             norm = self._clip()
             if norm == norm and norm != float("inf"):
                 break
             if not self._scaled or self.facts.loss_scale <= LOWEST_SCALE:
-                raise ConfigurationError("the gradients are not finite", reason="LossNotFinite")
+                raise _not_finite()
             self.facts = Facts(self.facts.loss_scale / 2, 0)
             self._optimizer.zero_grad()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._grow()
-        self._follow(step)
-        return loss, rate
+        return loss
+
+    def _in_two_passes(self, backward: Callable[[float], Tensor]) -> float:
+        """The same update, to the bit, with the gradient of one weight at a time."""
+        norms: dict[nn.Parameter, Tensor] = {}
+        share: Tensor | None = None
+
+        def take(weight: nn.Parameter) -> None:
+            if weight.grad is None:
+                return
+            norms[weight] = norm_of(weight.grad)
+            if share is None:
+                return
+            if shorten:
+                weight.grad.mul_(share.to(weight.grad.device))
+            self._optimizer.step_one(weight)
+
+        def made() -> tuple[float, Tensor]:
+            norms.clear()
+            with one_by_one(self._all, take):
+                loss = _finite(backward(1.0))
+            seen = [norms[weight] for weight in self._all if weight in norms]
+            norm = norm_of_all(seen) if seen else torch.zeros(())
+            if not torch.isfinite(norm):
+                raise _not_finite()
+            return loss, norm
+
+        shorten = False
+        loss, norm = made()
+        share = self._training.max_grad_norm / (norm + 1e-6)
+        shorten = bool(share < 1)
+        made()
+        return loss
 
     def _set_rates(self, step: int) -> float:
         rate = 0.0
@@ -97,8 +143,7 @@ class Updates:
             return 0.0
         if self.facts.loss_scale != 1:
             torch._foreach_div_(gradients, self.facts.loss_scale)
-        norms = torch._foreach_norm(gradients)
-        norm = torch.linalg.vector_norm(torch.stack([one.float() for one in norms]))
+        norm = norm_of_all(torch._foreach_norm(gradients))
         share = self._training.max_grad_norm / (norm + 1e-6)
         if share < 1:
             torch._foreach_mul_(gradients, share)
@@ -169,6 +214,17 @@ class Updates:
                 raise DataError(f"checkpoint: the average of {name} is missing or does not fit")
             kept.copy_(saved)
         self.facts = facts
+
+
+def _finite(loss: Tensor) -> float:
+    value = float(loss)
+    if not math.isfinite(value):
+        raise ConfigurationError(f"the loss became {value}", reason="LossNotFinite")
+    return value
+
+
+def _not_finite() -> ConfigurationError:
+    return ConfigurationError("the gradients are not finite", reason="LossNotFinite")
 
 
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
