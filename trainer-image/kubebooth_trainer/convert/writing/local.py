@@ -1,4 +1,4 @@
-"""Writes a laid-out file to a descriptor: copies inside the kernel, sums beside, CRCs filled in.
+"""Writes a laid-out file to a descriptor: large copies, CRCs beside them and filled in later.
 
 It must not know names or folders; see `places`.
 """
@@ -19,14 +19,13 @@ from kubebooth_trainer.convert.writing.streams import Stream, is_remote
 from kubebooth_trainer.errors import InternalFault, StorageFault
 
 OnBytes = Callable[[int], None]
-_COPY_BYTES = 32 << 20
-"""Bytes of one call into the kernel, so that progress is told and a stop is heard."""
 _READ_BYTES = 128 << 10
-_NOT_HERE = {
-    errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF,
-    errno.ETXTBSY,
-}  # fmt: skip
-Sum = int | Future[int]
+_BUFFER_BYTES = 1 << 20
+"""Bytes that are copied at once: still in the processor's cache when they are written and summed.
+Copies inside the kernel are slower here, since no tensor begins where a page of the target does."""
+_BUFFERS = 4
+"""How far the sums may lie behind the copies."""
+_ZEROS = bytes(_BUFFER_BYTES)
 
 
 class Writing:
@@ -35,10 +34,12 @@ class Writing:
     def __init__(self, descriptor: int, *, tell: OnBytes) -> None:
         self._descriptor = descriptor
         self._tell = tell
-        self._ways = [_copied_by_kernel, _sent_by_kernel]
-        self._sums: list[Sum] = []
+        self._sums: list[_Sum] = []
         self._rooms: list[int] = []
         self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sums")
+        self._buffers = [memoryview(bytearray(_BUFFER_BYTES)) for _ in range(_BUFFERS)]
+        self._in_use: list[Future[None] | None] = [None] * _BUFFERS
+        self._turn = 0
         self._position = 0
         self._stream: Stream | None = None
         self._sparse: dict[int, bool] = {}
@@ -103,7 +104,7 @@ class Writing:
         self._open.clear()
 
     def _close(self, step: Closing) -> None:
-        sums = [s if isinstance(s, int) else s.result() for s in self._sums]
+        sums = [one.result() for one in self._sums]
         for room, value in zip(self._rooms, sums, strict=True):
             os.pwrite(self._descriptor, value.to_bytes(4, "little"), room)
         self._put(step.made(sums))
@@ -116,21 +117,23 @@ class Writing:
         elif self._stream is not None:
             pieces = self._stream.take(step.size)
         else:
-            if step.summed:
-                self._sums.append(self._beside.submit(crc_of, copied.segments))
+            summed = self._sum() if step.summed else None
             for segment in copied.segments:
-                self._copy(segment)
+                self._copy(segment, summed)
             return
-        total = crc32 = 0
+        total, summed = 0, self._sum() if step.summed else None
         for piece in pieces:
             total += len(piece)
-            if step.summed:
-                crc32 = zlib.crc32(piece, crc32)
+            if summed is not None:
+                # At once: whoever computes may use the piece's memory again.
+                summed.add(piece).result()
             self._put(piece)
         if total != step.size:
             raise InternalFault(f"{step.tensor.name}: {total} of {step.size} bytes were computed")
-        if step.summed:
-            self._sums.append(crc32)
+
+    def _sum(self) -> _Sum:
+        self._sums.append(_Sum(self._beside))
+        return self._sums[-1]
 
     def _put(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
@@ -139,13 +142,36 @@ class Writing:
         self._position += len(data)
         self._tell(len(data))
 
-    def _copy(self, segment: Segment) -> None:
-        done = 0
+    def _copy(self, segment: Segment, summed: _Sum | None = None) -> None:
+        source, done = segment.source.descriptor, 0
+        if source is None:
+            raise InternalFault("a stored file was given where a local one is copied")
         while done < segment.length:
-            count = self._once(segment, done)
-            done += count
-            self._position += count
-            self._tell(count)
+            start, left = segment.start + done, segment.length - done
+            hole_bytes = self._hole(source, start, left)
+            if hole_bytes:
+                os.lseek(self._descriptor, hole_bytes, os.SEEK_CUR)
+                self._position += hole_bytes
+                self._tell(hole_bytes)
+                if summed is not None:
+                    summed.add_zeros(hole_bytes)
+            done += hole_bytes or self._once(segment, start, left, summed)
+
+    def _once(self, segment: Segment, start: int, left: int, summed: _Sum | None) -> int:
+        """Copy a buffer's worth; how many bytes."""
+        source = segment.source.descriptor
+        if summed is not None:
+            self._turn = (self._turn + 1) % _BUFFERS
+        busy = self._in_use[self._turn]
+        if busy is not None:
+            busy.result()
+        wanted = self._buffers[self._turn][: min(_BUFFER_BYTES, left)]
+        count = os.preadv(source, [wanted], start) if source is not None else 0
+        if count == 0:
+            raise shortened(segment.source.name, start)
+        self._in_use[self._turn] = summed.add(wanted[:count]) if summed is not None else None
+        self._put(wanted[:count])
+        return count
 
     def _hole(self, source: int, start: int, length: int) -> int:
         """Bytes of a hole of a sparse source at a position, which become a hole of the target."""
@@ -157,28 +183,33 @@ class Writing:
         data = _next_data(source, start)
         return min(length, data - start) if data is not None else 0
 
-    def _once(self, segment: Segment, done: int) -> int:
-        source = segment.source.descriptor
-        if source is None:
-            raise InternalFault("a stored file was given where a local one is copied")
-        start, length = segment.start + done, min(_COPY_BYTES, segment.length - done)
-        hole_bytes = self._hole(source, start, segment.length - done)
-        if hole_bytes:
-            os.lseek(self._descriptor, hole_bytes, os.SEEK_CUR)
-            return hole_bytes
-        while self._ways:
-            try:
-                count = self._ways[0](source, self._descriptor, start, length)
-            except OSError as error:
-                if error.errno not in _NOT_HERE:
-                    raise
-                self._ways.pop(0)
-                continue
-            if count == 0:
-                raise shortened(segment.source.name, start)
-            return count
-        data = segment.source.read(start, min(length, _READ_BYTES))
-        return os.write(self._descriptor, data)
+
+class _Sum:
+    """CRC-32 of bytes that come piece by piece, made beside the writing, in order."""
+
+    def __init__(self, beside: ThreadPoolExecutor) -> None:
+        self._beside = beside
+        self._crc32 = 0
+        self._last: Future[None] | None = None
+
+    def add(self, piece: bytes | memoryview) -> Future[None]:
+        """Add bytes, which must stay as they are until what is given back is done."""
+        self._last = self._beside.submit(self._add, piece)
+        return self._last
+
+    def add_zeros(self, count: int) -> None:
+        """Add as many zeros."""
+        for done in range(0, count, _BUFFER_BYTES):
+            self.add(memoryview(_ZEROS)[: min(_BUFFER_BYTES, count - done)])
+
+    def result(self) -> int:
+        """The sum; waits for it."""
+        if self._last is not None:
+            self._last.result()
+        return self._crc32
+
+    def _add(self, piece: bytes | memoryview) -> None:
+        self._crc32 = zlib.crc32(piece, self._crc32)
 
 
 def _next_data(source: int, start: int) -> int | None:
@@ -187,14 +218,6 @@ def _next_data(source: int, start: int) -> int | None:
         return os.lseek(source, start, os.SEEK_DATA)
     except OSError as error:
         return os.fstat(source).st_size if error.errno == errno.ENXIO else None
-
-
-def _copied_by_kernel(source: int, target: int, start: int, length: int) -> int:
-    return os.copy_file_range(source, target, length, offset_src=start)
-
-
-def _sent_by_kernel(source: int, target: int, start: int, length: int) -> int:
-    return os.sendfile(target, source, start, length)
 
 
 def pieces_of(segments: Iterable[Segment], piece_bytes: int = _READ_BYTES) -> Iterator[bytes]:
