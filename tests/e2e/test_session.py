@@ -216,7 +216,8 @@ def test_deletion_keeps_or_purges_as_the_policy_says(booth: Booth) -> None:
         booth.kubectl("delete", "dbs", name, "--wait=true", "--timeout=120s")
         prefix = layout.session(booth.sessions, name)
         left = {entry.key.removeprefix(f"{prefix}/").split("/")[0] for entry in store.list(prefix)}
-        expected = {"uploads"} if policy == "Delete" else {"uploads", "datasets", "runs"}
+        kept = {"uploads", "datasets", "cache", "runs"}
+        expected = {"uploads"} if policy == "Delete" else kept
         assert left == expected
         eventually(lambda name=name: not booth.worker_pods(name), what="no pods left")
 
