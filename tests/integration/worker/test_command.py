@@ -198,7 +198,7 @@ def test_a_train_run_is_kept_in_the_store_beside_its_report(disk: Place) -> None
         "baseModel": artifact,
         "dataset": artifact,
         "resolution": 64,
-        "training": {"compile": True},
+        "training": {"guidance": 2.0},
     }
     worker = disk.start(run)
     code, said = worker.end()
