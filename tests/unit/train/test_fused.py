@@ -111,7 +111,7 @@ def test_weights_and_state_are_those_of_updates_at_once(
 
 
 def test_flux_and_the_average_too_are_those_of_updates_at_once(bases: dict[str, Path]):
-    asked = {"maxGradNorm": 0.01}
+    asked = {"maxGradNorm": 0.01, "ema": {"decay": 0.9}}
     plain = Learner(bases["flux-dev"], "flux-dev", fused=False, **asked)
     fused = Learner(bases["flux-dev"], "flux-dev", fused=True, **asked)
     assert fused.learn(0, 2) == plain.learn(0, 2)
