@@ -12,11 +12,11 @@ from kubebooth_trainer.errors import ConfigurationError, Preempted
 from kubebooth_trainer.reporter import Reporter
 
 _LOG = logging.getLogger(__name__)
-_OURS = ("runs", "datasets", "class-images")
+_OURS = ("runs", "datasets", "class-images", "cache")
 
 
 def purge(run: PurgeRun, *, store: Store, reporter: Reporter) -> str:
-    """Delete runs, snapshots and class images of one session, or all of one conversion.
+    """Delete runs, snapshots, class images and caches of one session, or all of one conversion.
 
     A second time finds nothing.
 

@@ -17,6 +17,7 @@ GONE = (
     "sessions/default/demo/runs/x/artifacts/diffusers/y/manifest.json",
     "sessions/default/demo/datasets/x/images/0000.png",
     "sessions/default/demo/class-images/x/manifest.json",
+    "sessions/default/demo/cache/x/manifest.json",
 )
 
 
@@ -28,7 +29,7 @@ def test_purging_deletes_what_is_ours_and_nothing_else_and_twice_is_fine(booth: 
     left = {entry.key for entry in booth.store.list("")}
     assert set(KEPT) <= left
     assert not set(GONE) & left
-    assert first.startswith("4 files deleted")
+    assert first.startswith("5 files deleted")
     assert reporter.status.progress.percentage == 100
     second = purge(booth.purge_run(), store=booth.store, reporter=reporter)
     assert second.startswith("0 files deleted")
