@@ -40,6 +40,17 @@ def stem_of(component: str) -> str:
     return DIFFUSERS_STEM if component in OF_DIFFUSERS else TRANSFORMERS_STEM
 
 
+def read_index(folder: Path, *, pipeline: str) -> dict[str, Any]:
+    """The index of a layout. Raises `DataError` when it is of another pipeline."""
+    index = read_json(folder, MODEL_INDEX)
+    if index.get("_class_name") != pipeline:
+        raise DataError(
+            f"base model: {MODEL_INDEX} names {index.get('_class_name')!r}; this variant needs a"
+            f" {pipeline}"
+        )
+    return index
+
+
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object of the layout. Raises `DataError` that names the file."""
     path = folder / name

@@ -15,7 +15,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from kubebooth_trainer.families import diffusion, networks, solver
-from kubebooth_trainer.families.door import Painting, Placement, Weighting
+from kubebooth_trainer.families.door import Painting, Placement, Sampling, Weighting
+from kubebooth_trainer.families.drawing import discrete, logit_normal
 from kubebooth_trainer.families.files import read_json, weight_files
 
 Added = Mapping[str, Tensor] | None
@@ -42,6 +43,11 @@ class UNet:
             device=placement.waiting or placement.device,
         )
         self._folder, self._placement, self._dtype = folder, placement, dtype
+
+    def timesteps(self, shares: Tensor, *, sampling: Sampling) -> Tensor:
+        """Whole timesteps of the schedule, int64 [n], for shares [n] in [0, 1)."""
+        drawn = logit_normal(shares) if sampling == "LogitNormal" else shares
+        return discrete(drawn, count=len(self.products))
 
     def losses(
         self,

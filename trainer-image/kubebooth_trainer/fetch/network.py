@@ -78,14 +78,14 @@ class Network:
                     yield reply
                     return
                 url = urljoin(url, target)
-        raise Unreachable(f"{_shown(url)}: more than {MOST_REDIRECTS} redirects")
+        raise Unreachable(f"{shown(url)}: more than {MOST_REDIRECTS} redirects")
 
     @contextlib.contextmanager
     def _once(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Reply]:
         parts = _parts(url)
         if "authorization" in headers and parts.scheme != "https" and not self.allow_private:
             raise ConfigurationError(
-                f"{_shown(url)}: a token is sent over https only; use an https address"
+                f"{shown(url)}: a token is sent over https only; use an https address"
             )
         address = self._judged(parts)
         pool = self._pool(parts, address)
@@ -103,12 +103,12 @@ class Network:
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             pool.close()
-            raise Unreachable(f"{_shown(url)}: {_told(error)}") from error
+            raise Unreachable(f"{shown(url)}: {_told(error)}") from error
         try:
             told = {name.lower(): value for name, value in response.headers.items()}
             yield Reply(response.status, told, response, url)
         except (urllib3.exceptions.HTTPError, TimeoutError, ConnectionError) as error:
-            raise Unreachable(f"{_shown(url)}: {_told(error)}") from error
+            raise Unreachable(f"{shown(url)}: {_told(error)}") from error
         finally:
             response.close()
             pool.close()
@@ -156,11 +156,11 @@ def _parts(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise ConfigurationError(f"{_shown(url)}: no valid address ({error})") from error
+        raise ConfigurationError(f"{shown(url)}: no valid address ({error})") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(f"{_shown(url)}: only http and https addresses are fetched")
+        raise ConfigurationError(f"{shown(url)}: only http and https addresses are fetched")
     if any(mark in url for mark in "\r\n\t "):
-        raise ConfigurationError(f"{_shown(url)}: an address has no spaces or line ends")
+        raise ConfigurationError(f"{shown(url)}: an address has no spaces or line ends")
     return parts
 
 
@@ -169,13 +169,10 @@ def _host_of(url: str) -> tuple[str, str, int | None]:
     return parts.scheme, parts.hostname or "", parts.port
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """An address for people: without user, password and query, which may hold secrets."""
     head, _, rest = url.partition("://")
     return f"{head}://{rest.partition('?')[0].rpartition('@')[2]}"[:200]
-
-
-shown = _shown
 
 
 def _told(error: BaseException) -> str:

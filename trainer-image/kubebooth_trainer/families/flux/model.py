@@ -23,7 +23,7 @@ from kubebooth_trainer.families.door import (
     Sampling,
     Weighting,
 )
-from kubebooth_trainer.families.files import MODEL_INDEX, read_json
+from kubebooth_trainer.families.files import read_index, read_json
 from kubebooth_trainer.families.flux import flow
 from kubebooth_trainer.families.flux.text import FIRST, SECOND, TextEncoders
 from kubebooth_trainer.families.flux.transformer import Transformer
@@ -183,12 +183,7 @@ def load(
 
 
 def _check(folder: Path) -> None:
-    index = read_json(folder, MODEL_INDEX)
-    if index.get("_class_name") != PIPELINE:
-        raise DataError(
-            f"base model: {MODEL_INDEX} names {index.get('_class_name')!r}; this variant needs a"
-            f" {PIPELINE}"
-        )
+    read_index(folder, pipeline=PIPELINE)
     config = read_json(folder, "transformer/config.json")
     for key, component, field in WIDTHS:
         wanted = config.get(key)

@@ -22,8 +22,7 @@ from kubebooth_trainer.families.door import (
     Sampling,
     Weighting,
 )
-from kubebooth_trainer.families.drawing import discrete, logit_normal
-from kubebooth_trainer.families.files import MODEL_INDEX, read_json
+from kubebooth_trainer.families.files import read_index, read_json
 from kubebooth_trainer.families.shelf import Shelf
 
 
@@ -64,8 +63,7 @@ class SdModel:
 
     def timesteps(self, shares: Tensor, *, sampling: Sampling, size: tuple[int, int]) -> Tensor:
         """Whole timesteps, int64 [n]; the size of pictures does not matter here."""
-        drawn = logit_normal(shares) if sampling == "LogitNormal" else shares
-        return discrete(drawn, count=len(self._unet.products))
+        return self._unet.timesteps(shares, sampling=sampling)
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """[channels, h, w] of the latents of a picture of `size` (height, width) in pixels."""
@@ -161,12 +159,7 @@ def load(
 
 
 def _check(folder: Path) -> None:
-    index = read_json(folder, MODEL_INDEX)
-    if index.get("_class_name") != "StableDiffusionPipeline":
-        raise DataError(
-            f"base model: {MODEL_INDEX} names {index.get('_class_name')!r}; this variant needs a"
-            " StableDiffusionPipeline"
-        )
+    read_index(folder, pipeline="StableDiffusionPipeline")
     reads = read_json(folder, "unet/config.json").get("cross_attention_dim")
     gives = read_json(folder, "text_encoder/config.json").get("hidden_size")
     if reads != gives:

@@ -23,8 +23,7 @@ from kubebooth_trainer.families.door import (
     Sampling,
     Weighting,
 )
-from kubebooth_trainer.families.drawing import discrete, logit_normal
-from kubebooth_trainer.families.files import MODEL_INDEX, read_json
+from kubebooth_trainer.families.files import read_index, read_json
 from kubebooth_trainer.families.sdxl.text import FIRST, SECOND, TextEncoders
 from kubebooth_trainer.families.shelf import Shelf
 
@@ -71,8 +70,7 @@ class SdxlModel:
 
     def timesteps(self, shares: Tensor, *, sampling: Sampling, size: tuple[int, int]) -> Tensor:
         """Whole timesteps, int64 [n]; the size of pictures does not matter here."""
-        drawn = logit_normal(shares) if sampling == "LogitNormal" else shares
-        return discrete(drawn, count=len(self._unet.products))
+        return self._unet.timesteps(shares, sampling=sampling)
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """[channels, h, w] of the latents of a picture of `size` (height, width) in pixels."""
@@ -197,12 +195,7 @@ def load(
 
 
 def _checked_index(folder: Path) -> dict[str, object]:
-    index = read_json(folder, MODEL_INDEX)
-    if index.get("_class_name") != PIPELINE:
-        raise DataError(
-            f"base model: {MODEL_INDEX} names {index.get('_class_name')!r}; this variant needs a"
-            f" {PIPELINE}"
-        )
+    index = read_index(folder, pipeline=PIPELINE)
     config = read_json(folder, "unet/config.json")
     first, second = (read_json(folder, f"{name}/config.json") for name in (FIRST, SECOND))
     widths: list[Any] = [
