@@ -213,7 +213,7 @@ def _tell(
         apply=step.apply,
         delete=delete,
         status=written,
-        finalizer=_finalizer(seen, spec),
+        finalizer=deletion.finalizer(seen, spec.deletion_policy),
         events=status.events(seen.status, written, step.situation),
         poll_progress=step.listens,
         requeue_after_s=look_again(step.apply, delete, after_s=step.requeue_after_s),
@@ -237,21 +237,13 @@ def _delete(seen: Conversion, now: datetime, settings: Settings) -> Plan:
     return goodbye if isinstance(goodbye, Plan) else _said(seen, goodbye, now)
 
 
-def _finalizer(seen: Conversion, spec: ModelConversionSpec) -> bool | None:
-    if seen.has_finalizer and spec.deletion_policy == "Retain":
-        return False
-    return None
-
-
 def _stalled(
     seen: Conversion, spec: ModelConversionSpec | None, stalled: Stalled, now: datetime
 ) -> Plan:
     """Tell what is wrong and touch nothing: what runs was asked for by an earlier, valid spec."""
-    message = stalled.message
-    if any(not job.finished for job in seen.jobs.values()):
-        message = f"{message[:900]} (the running worker is left alone and follows the earlier spec)"
-    step = Step(Situation(Kind.STALLED, stalled.reason, message), seen.status)
-    return _said(seen, step, now, finalizer=None if spec is None else _finalizer(seen, spec))
+    step = Step(steps.stalled(seen, stalled), seen.status)
+    gone = None if spec is None else deletion.finalizer(seen, spec.deletion_policy)
+    return _said(seen, step, now, finalizer=gone)
 
 
 def _said(

@@ -25,6 +25,11 @@ def let_go(seen: Seen[F]) -> Plan | None:
     return None
 
 
+def finalizer(seen: Seen[F], deletion_policy: str) -> bool | None:
+    """False where our finalizer is to go, as nothing will be purged; None leaves it as it is."""
+    return False if seen.has_finalizer and deletion_policy == "Retain" else None
+
+
 def purge(context: Context[F], work: Work) -> Plan | Step[F]:
     """The next step of the purge, or the plan that lets the object go after it."""
     seen = context.seen

@@ -17,7 +17,7 @@ from kubebooth_api.runs import RunReport
 from kubebooth_api.v1alpha1.runtime import Runtime
 from kubebooth_api.v1alpha1.session import Retry
 
-from kubebooth_operator.doors import ChildRef, Waiting
+from kubebooth_operator.doors import ChildRef, Stalled, Waiting
 from kubebooth_operator.jobs import children, facts, failures, holdups, readings
 from kubebooth_operator.jobs.readings import F, Job, Seen
 from kubebooth_operator.jobs.situation import HELD, NOT_YET, Kind, Quota, Situation
@@ -184,6 +184,14 @@ def unused_config_maps(seen: Seen[F], step: Step[F]) -> tuple[ChildRef, ...]:
     used = {job.config_map for job in seen.jobs.values()}
     used |= {manifest["metadata"]["name"] for manifest in step.apply}
     return tuple(ref for name, ref in seen.config_maps.items() if name not in used)
+
+
+def stalled(seen: Seen[F], error: Stalled) -> Situation:
+    """What is wrong with a spec; a worker that runs was asked for by an earlier, valid one."""
+    message = error.message
+    if any(not job.finished for job in seen.jobs.values()):
+        message = f"{message[:900]} (the running worker is left alone and follows the earlier spec)"
+    return Situation(Kind.STALLED, error.reason, message)
 
 
 def look_again(

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from kubebooth_operator.doors import Observed, Plan, Stalled, Waiting
 from kubebooth_operator.jobs import facts as tries
 from kubebooth_operator.jobs import pausing, readings, steps
+from kubebooth_operator.jobs.deletion import finalizer
 from kubebooth_operator.jobs.readings import Seen
 from kubebooth_operator.jobs.situation import RELEASED, Kind, Situation
 from kubebooth_operator.jobs.sources import Asker, Wanted
@@ -133,7 +134,7 @@ def _pursue(terms: _Terms, observed: Observed) -> Plan:
         apply=step.apply,
         delete=delete,
         status=written,
-        finalizer=_finalizer(session, terms.spec),
+        finalizer=finalizer(session, terms.spec.deletion_policy),
         events=status.events(session.status, written, step.situation),
         poll_progress=step.listens,
         requeue_after_s=look_again(step.apply, delete, after_s=step.requeue_after_s),
@@ -243,20 +244,11 @@ def _work(terms: _Terms, course: _Course) -> Step[DreamboothSessionStatus]:
     return step
 
 
-def _finalizer(session: Session, spec: DreamboothSessionSpec) -> bool | None:
-    if session.has_finalizer and spec.deletion_policy == "Retain":
-        return False
-    return None
-
-
 def _stalled(
     session: Session, spec: DreamboothSessionSpec | None, stalled: Stalled, now: datetime
 ) -> Plan:
     """Tell what is wrong and touch nothing: what runs was asked for by an earlier, valid spec."""
-    message = stalled.message
-    if any(not job.finished for job in session.jobs.values()):
-        message = f"{message[:900]} (the running worker is left alone and follows the earlier spec)"
-    situation = Situation(Kind.STALLED, stalled.reason, message)
+    situation = steps.stalled(session, stalled)
     known = tries.with_attempts(session.status, session.pods)
     written = status.write(
         known,
@@ -267,7 +259,7 @@ def _stalled(
     )
     return Plan(
         status=written,
-        finalizer=None if spec is None else _finalizer(session, spec),
+        finalizer=None if spec is None else finalizer(session, spec.deletion_policy),
         events=status.events(session.status, written, situation),
         decision=f"{situation.reason}: {situation.message}",
     )
